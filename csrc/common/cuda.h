@@ -28,7 +28,7 @@ class CudaScope {
 };
 
 inline void check_launch(const char* op, cudaError_t error) {
-  expect(error == cudaSuccess, op, "a CUDA launch", cudaGetErrorString(error));
+  VTOK_EXPECT(error == cudaSuccess, op, "a CUDA launch", cudaGetErrorString(error));
 }
 
 }  // namespace vtok

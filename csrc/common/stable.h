@@ -27,11 +27,17 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-// Throws "vtok::<op>: expected <expected>, got <got>"; never call it inside a parallel region.
 template <class Expected, class Got>
-void expect(bool ok, const char* op, const Expected& expected, const Got& got) {
-  if (!ok) throw std::runtime_error(text("vtok::", op, ": expected ", expected, ", got ", got));
+[[noreturn]] void fail(const char* op, const Expected& expected, const Got& got) {
+  throw std::runtime_error(text("vtok::", op, ": expected ", expected, ", got ", got));
 }
+
+// Throws "vtok::<op>: expected <expected>, got <got>" unless ok; never use it inside a parallel region. A macro, so
+// that no text is built on the way of a good call.
+#define VTOK_EXPECT(ok, op, expected, got) \
+  do {                                     \
+    if (!(ok)) ::vtok::fail(op, expected, got); \
+  } while (0)
 
 inline const char* dtype_name(ScalarType type) {
   switch (type) {
@@ -71,21 +77,21 @@ inline bool is_float(ScalarType type) {
 
 // The four checks below spell the sentences of vtok/ops/_check.py; a test compares the two over bad inputs.
 inline void expect_dim(const char* op, const char* name, const Tensor& tensor, int64_t dim, const char* shape) {
-  expect(tensor.dim() == dim, op, text(name, " of shape ", shape), shape_text(tensor));
+  VTOK_EXPECT(tensor.dim() == dim, op, text(name, " of shape ", shape), shape_text(tensor));
 }
 
 inline void expect_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType type) {
-  expect(tensor.scalar_type() == type, op, text(name, " of dtype ", dtype_name(type)),
+  VTOK_EXPECT(tensor.scalar_type() == type, op, text(name, " of dtype ", dtype_name(type)),
          dtype_name(tensor.scalar_type()));
 }
 
 inline void expect_float(const char* op, const char* name, const Tensor& tensor) {
-  expect(is_float(tensor.scalar_type()), op, text(name, " of dtype float32, float16, bfloat16 or float64"),
+  VTOK_EXPECT(is_float(tensor.scalar_type()), op, text(name, " of dtype float32, float16, bfloat16 or float64"),
          dtype_name(tensor.scalar_type()));
 }
 
 inline void expect_same_device(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
-  expect(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
+  VTOK_EXPECT(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
              tensor.get_device_index() == like.get_device_index(),
          op, text(name, " on ", device_text(like)), device_text(tensor));
 }
@@ -101,7 +107,7 @@ inline void expect_index(const char* op, const char* name, const Tensor& tensor,
 // cu_seqlens [V+1]: at least the leading zero.
 inline void expect_cu_seqlens(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   expect_index(op, name, tensor, like, "(V+1,)");
-  expect(tensor.size(0) >= 1, op, text(name, " of shape (V+1,)"), shape_text(tensor));
+  VTOK_EXPECT(tensor.size(0) >= 1, op, text(name, " of shape (V+1,)"), shape_text(tensor));
 }
 
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -117,7 +123,7 @@ inline Tensor dense_rows(const Tensor& tensor) {
 inline int64_t grain(int64_t bytes_per_row) { return bytes_per_row >= 65536 ? 1 : 65536 / (bytes_per_row + 1) + 1; }
 
 inline void expect_all_in_range(const char* op, const char* name, int64_t bad, int64_t rows) {
-  expect(bad == 0, op, text(name, " in [-1, ", rows, ")"), text(bad, " values outside"));
+  VTOK_EXPECT(bad == 0, op, text(name, " in [-1, ", rows, ")"), text(bad, " values outside"));
 }
 
 inline const int64_t* indices(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
