@@ -1,0 +1,72 @@
+"""Writes the generated parts of README.md, between their markers, from the code. `--check` only compares."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import vtok
+from vtok.ops._rooms import ROOMS
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def sentences(docstring: str) -> str:
+    return " ".join(inspect.cleandoc(docstring).split())
+
+
+def op_row(name: str) -> str:
+    doc = inspect.getdoc(getattr(vtok.ops, name)) or ""
+    text = sentences(doc)
+    what = doc.splitlines()[0].rstrip(".")
+    exact = re.search(r"Class ([ET])", text)
+    differentiable = re.search(r"(?<!Not )Differentiable in ([^.(]*)", text)
+    takes = ROOMS[name].SCHEMA[len(name) : ROOMS[name].SCHEMA.index(" ->")]
+    names = [p.split()[-1].split("=")[0] for p in takes.strip("()").split(",") if p.strip() != "*"]
+    cells = [
+        f"`{name}({', '.join(names)})`",
+        what,
+        exact.group(1) if exact else "",
+        differentiable.group(1).strip() if differentiable else "no",
+        "yes" if "apturable" in text else "no",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def ops_table() -> str:
+    head = "| op | what it does | class | differentiable in | CUDA graphs |\n|---|---|---|---|---|"
+    return "\n".join([head, *map(op_row, sorted(ROOMS))])
+
+
+def methods_table() -> str:
+    head = "| method | what it keeps |\n|---|---|"
+    rows = [
+        f"| `{name}` | {(inspect.getdoc(vtok.methods.get(name)) or '').splitlines()[0].rstrip('.')} |"
+        for name in vtok.methods.names()
+    ]
+    return "\n".join([head, *rows])
+
+
+def render(text: str) -> str:
+    for name, body in {"ops": ops_table(), "methods": methods_table()}.items():
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.S)
+        assert pattern.search(text), f"README.md: expected the markers of {name}, got none"
+        text = pattern.sub(lambda m, body=body: m.group(1) + body + m.group(2), text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    old = README.read_text()
+    new = render(old)
+    if parser.parse_args().check:
+        sys.exit(None if new == old else "README.md: expected the generated tables, got others; run tools/readme.py")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
