@@ -19,6 +19,7 @@ void check_topk(const Tensor& scores, const Tensor& cu_seqlens, const Tensor& cu
 namespace {
 
 constexpr int64_t kTile = 65536;  // rows that one thread passes over at a time
+constexpr int kDigit = 11;        // bits that one pass settles
 
 struct Segment {
   const float* scores;
@@ -42,26 +43,28 @@ void over_tiles(int64_t rows, const Body& body) {
 }
 
 Threshold find_threshold(const Segment& s) {
-  if (s.wanted >= s.rows) return {0, s.rows};
-  const int64_t tiles = (s.rows + kTile - 1) / kTile;
-  const int digit = s.rows < 4096 ? 8 : 11;  // few rows do not pay for many counters
-  std::vector<uint32_t> counts(tiles << digit);
   Threshold found{0, s.wanted};
+  if (s.wanted >= s.rows) return found;
+  if (s.rows <= topk_cpu().few) {
+    found.key = topk_cpu().select(s.scores, s.rows, s.largest, &found.equal);
+    return found;
+  }
+  const int64_t tiles = (s.rows + kTile - 1) / kTile;
+  std::vector<uint32_t> counts(tiles << kDigit);
+  std::vector<int64_t> totals(1 << kDigit);
   for (int low = 32; low > 0;) {
-    const int bits = std::min(digit, low);
+    const int bits = std::min(kDigit, low);
     low -= bits;
     std::fill(counts.begin(), counts.end(), 0);
+    std::fill(totals.begin(), totals.end(), 0);
     over_tiles(s.rows, [&](int64_t t, int64_t first, int64_t n) {
-      topk_cpu().count(s.scores + first, n, s.largest, found.key, low, bits, &counts[t << bits]);
+      topk_cpu().count(s.scores + first, n, s.largest, found.key, low, bits, &counts[t << kDigit]);
     });
-    int64_t bin = int64_t{1} << bits, total = 0;
-    do {
-      found.equal -= total;
-      --bin;
-      total = 0;
-      for (int64_t t = 0; t < tiles; ++t) total += counts[(t << bits) + bin];
-    } while (total < found.equal);
-    found.key = found.key << bits | static_cast<uint32_t>(bin);
+    for (int64_t t = 0; t < tiles; ++t)
+      for (int64_t b = 0; b < 1 << bits; ++b) totals[b] += counts[(t << kDigit) + b];
+    uint32_t bin = (1u << bits) - 1;
+    while (totals[bin] < found.equal) found.equal -= totals[bin--];
+    found.key = found.key << bits | bin;
   }
   return found;
 }
@@ -70,24 +73,22 @@ void choose(const Segment& s) {
   const int64_t taken = std::min({s.wanted, s.rows, s.slots});
   std::fill(s.out + taken, s.out + s.slots, -1);
   if (!taken) return;
-  const Threshold threshold = find_threshold(s);
+  const Threshold found = find_threshold(s);
+  if (s.rows <= kTile)
+    return topk_cpu().emit(s.scores, s.rows, s.largest, found.key, found.equal, s.first_row, s.out, taken);
   const int64_t tiles = (s.rows + kTile - 1) / kTile;
-  std::vector<int64_t> above(tiles), equal(tiles);
-  if (tiles > 1)
-    over_tiles(s.rows, [&](int64_t t, int64_t first, int64_t n) {
-      topk_cpu().tally(s.scores + first, n, s.largest, threshold.key, &above[t], &equal[t]);
-    });
-  int64_t slot = 0, left = threshold.equal;
-  std::vector<int64_t> slots(tiles), quota(tiles);
+  std::vector<int64_t> above(tiles), equal(tiles), slot(tiles + 1), left(tiles + 1, found.equal);
+  over_tiles(s.rows, [&](int64_t t, int64_t first, int64_t n) {
+    topk_cpu().tally(s.scores + first, n, s.largest, found.key, &above[t], &equal[t]);
+  });
   for (int64_t t = 0; t < tiles; ++t) {
-    slots[t] = std::min(slot, taken);
-    quota[t] = left;
-    slot += above[t] + std::min(equal[t], left);
-    left -= std::min(equal[t], left);
+    const int64_t ties = std::min(equal[t], left[t]);
+    slot[t + 1] = std::min(slot[t] + above[t] + ties, taken);
+    left[t + 1] = left[t] - ties;
   }
   over_tiles(s.rows, [&](int64_t t, int64_t first, int64_t n) {
-    topk_cpu().emit(s.scores + first, n, s.largest, threshold.key, quota[t], s.first_row + first, s.out + slots[t],
-                    taken - slots[t]);
+    topk_cpu().emit(s.scores + first, n, s.largest, found.key, left[t], s.first_row + first, s.out + slot[t],
+                    taken - slot[t]);
   });
 }
 
