@@ -11,9 +11,9 @@ void check_topk(const Tensor& scores, const Tensor& cu_seqlens, const Tensor& cu
   expect_dtype("topk", "scores", scores, ScalarType::Float);
   expect_cu_seqlens("topk", "cu_seqlens", cu_seqlens, scores);
   expect_index("topk", "cu_k", cu_k, scores, "(V+1,)");
-  expect(cu_k.size(0) == cu_seqlens.size(0), "topk", text("cu_k of shape (V+1,)=", shape_text(cu_seqlens)),
-         shape_text(cu_k));
-  expect(k >= 0, "topk", "k >= 0", k);
+  VTOK_EXPECT(cu_k.size(0) == cu_seqlens.size(0), "topk", text("cu_k of shape (V+1,)=", shape_text(cu_seqlens)),
+              shape_text(cu_k));
+  VTOK_EXPECT(k >= 0, "topk", "k >= 0", k);
 }
 
 namespace {

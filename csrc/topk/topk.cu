@@ -11,7 +11,7 @@ namespace {
 Tensor topk(const Tensor& scores, const Tensor& cu_seqlens, const Tensor& cu_k, int64_t k, bool largest) {
   check_topk(scores, cu_seqlens, cu_k, k);
   const int64_t rows = scores.size(0), segments = cu_k.size(0) - 1;
-  expect(rows < int64_t{1} << 32, "topk", "fewer than 2^32 scores", rows);
+  VTOK_EXPECT(rows < int64_t{1} << 32, "topk", "fewer than 2^32 scores", rows);
   const CudaScope scope(scores);
   const Tensor values = torch::stable::contiguous(scores), starts = torch::stable::contiguous(cu_seqlens),
                slots = torch::stable::contiguous(cu_k);

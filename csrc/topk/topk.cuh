@@ -8,27 +8,28 @@
 namespace vtok {
 
 // --- a block per segment ----------------------------------------------------------------------------------------
-template <bool kCached>
-VTOK_DEVICE void topk_choose(const Topk& p, const TopkSegment& s, uint32_t* cache, TopkDigit8 histogram,
+template <bool kCached, class Index>
+VTOK_DEVICE void topk_choose(const Topk& p, const TopkSegment& s, Index rows, uint32_t* cache, TopkDigit8 histogram,
                              TopkScratch& scratch) {
-  const auto load = [&](int64_t i) { return topk_key(p.scores[s.begin + i], p.largest); };
-  const auto key = [&](int64_t i) { return kCached ? cache[i] : load(i); };
+  const float* scores = p.scores + s.begin;
+  const auto load = [&](Index i) { return topk_key(scores[i], p.largest); };
+  const auto key = [&](Index i) { return kCached ? cache[i] : load(i); };
   TopkChoice choice{0, static_cast<uint32_t>(s.wanted)};
   for (int low = 24; low >= 0; low -= 8) {
     histogram.clear();
     if (low == 24)
-      topk_each(s.rows, load, [&](int64_t i, uint32_t x) {
+      topk_each(rows, load, [&](Index i, uint32_t x) {
         if (kCached) cache[i] = x;
         histogram.add(x >> 24);
       });
     else
-      topk_each(s.rows, key, [&](int64_t, uint32_t x) {
+      topk_each(rows, key, [&](Index, uint32_t x) {
         if (x >> low >> 8 == choice.prefix) histogram.add(x >> low & 255);
       });
     __syncthreads();
     choice = topk_pick<256>(choice, histogram, scratch);
   }
-  topk_emit(p, s, choice, s.begin, s.rows, key, [](uint64_t) { return uint64_t{0}; }, scratch);
+  topk_emit(p, s, choice, s.begin, rows, key, [](uint64_t) { return uint64_t{0}; }, scratch);
 }
 
 __global__ void __launch_bounds__(kTopkMaxThreads) topk_segment_kernel(Topk p, int64_t shared_keys) {
@@ -42,9 +43,9 @@ __global__ void __launch_bounds__(kTopkMaxThreads) topk_segment_kernel(Topk p, i
   if (s.wanted == s.rows) return topk_copy(p, s, 0, s.rows);
   if (s.wanted == 0) return;
   if (s.rows <= shared_keys)
-    topk_choose<true>(p, s, reinterpret_cast<uint32_t*>(cache), {counts}, scratch);
+    topk_choose<true>(p, s, static_cast<int>(s.rows), reinterpret_cast<uint32_t*>(cache), {counts}, scratch);
   else
-    topk_choose<false>(p, s, nullptr, {counts}, scratch);
+    topk_choose<false>(p, s, s.rows, nullptr, {counts}, scratch);
 }
 
 // --- tiles of long segments -------------------------------------------------------------------------------------

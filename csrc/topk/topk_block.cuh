@@ -50,22 +50,19 @@ VTOK_DEVICE uint32_t topk_key(float score, bool largest) {
   return bits > 0x80000000u ? ~bits : bits | 0x80000000u;  // -0 gets the key of +0
 }
 
-// Calls visit(i, value(i)) for i < n, one thread each, with a batch of loads in flight.
-template <class Value, class Visit>
-VTOK_DEVICE void topk_each(int64_t n, const Value& value, const Visit& visit) {
-  for (int64_t first = threadIdx.x; first < n; first += int64_t{kTopkBatch} * blockDim.x) {
+// Calls visit(i, value(i)) for i < n, one thread each, with a batch of loads in flight. Index is as wide as n needs.
+template <class Index, class Value, class Visit>
+VTOK_DEVICE void topk_each(Index n, const Value& value, const Visit& visit) {
+  const Index step = blockDim.x;
+  Index i = threadIdx.x;
+  for (; i + (kTopkBatch - 1) * step < n; i += kTopkBatch * step) {
     uint32_t x[kTopkBatch];
 #pragma unroll
-    for (int j = 0; j < kTopkBatch; ++j) {
-      const int64_t i = first + int64_t{j} * blockDim.x;
-      x[j] = i < n ? value(i) : 0;
-    }
+    for (int j = 0; j < kTopkBatch; ++j) x[j] = value(i + j * step);
 #pragma unroll
-    for (int j = 0; j < kTopkBatch; ++j) {
-      const int64_t i = first + int64_t{j} * blockDim.x;
-      if (i < n) visit(i, x[j]);
-    }
+    for (int j = 0; j < kTopkBatch; ++j) visit(i + j * step, x[j]);
   }
+  for (; i < n; i += step) visit(i, value(i));
 }
 
 // Counters in shared memory, in copies, so that lanes that meet in one bin meet in few words.
@@ -131,21 +128,21 @@ VTOK_DEVICE TopkChoice topk_pick(TopkChoice choice, const Count& count, TopkScra
 
 // Writes the chosen ones of n consecutive rows. Each warp has a run of them; `before` asks for what the rows before
 // the block's own sum to, given their sum: rows above the threshold in the high half, its equals in the low one.
-template <class Key, class Before>
-VTOK_DEVICE void topk_emit(const Topk& p, const TopkSegment& s, TopkChoice threshold, int64_t first_row, int64_t n,
+template <class Index, class Key, class Before>
+VTOK_DEVICE void topk_emit(const Topk& p, const TopkSegment& s, TopkChoice threshold, int64_t first_row, Index n,
                            const Key& key, const Before& before, TopkScratch& scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t share = (n + blockDim.x - 1) / blockDim.x * kWarp;
-  const int64_t begin = warp * share, end = begin + share < n ? begin + share : n;
+  const Index threads = blockDim.x, share = (n + threads - 1) / threads * kWarp;
+  const Index begin = warp * share, end = begin + share < n ? begin + share : n;
   uint64_t mine = 0;
-  for (int64_t i = begin + lane; i < end; i += kWarp) {
+  for (Index i = begin + lane; i < end; i += kWarp) {
     const uint32_t x = key(i);
     mine += x > threshold.prefix ? 1ull << 32 : x == threshold.prefix;
   }
   const TopkSums sums = topk_sums(mine, scratch);
   const uint64_t upto = before(sums.total) + __shfl_sync(kFullMask, sums.before, 0);
   uint64_t above = upto >> 32, equal = upto & 0xffffffffu;
-  for (int64_t i = begin + lane; i - lane < end; i += kWarp) {
+  for (Index i = begin + lane; i - lane < end; i += kWarp) {
     const uint32_t x = i < end ? key(i) : 0;
     const unsigned greater = __ballot_sync(kFullMask, i < end && x > threshold.prefix);
     const unsigned same = __ballot_sync(kFullMask, i < end && x == threshold.prefix), lower = (1u << lane) - 1;
