@@ -57,6 +57,14 @@ struct alignas(16) Word16 {
   uint32_t w[4];
 };
 
+// Arithmetic that no compiler contracts, rounded to nearest even.
+VTOK_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+VTOK_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+VTOK_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+VTOK_DEVICE double add_rn(double a, double b) { return __dadd_rn(a, b); }
+VTOK_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+VTOK_DEVICE double div_rn(double a, double b) { return __ddiv_rn(a, b); }
+
 // The video that row s belongs to: the last v with cu[v] <= s, by binary search; videos >= 1.
 VTOK_DEVICE int64_t find_video(const int64_t* cu, int64_t videos, int64_t s) {
   int64_t low = 0, high = videos;  // cu[low] <= s, and s < cu[high] where high < videos
