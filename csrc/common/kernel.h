@@ -57,6 +57,17 @@ struct alignas(16) Word16 {
   uint32_t w[4];
 };
 
+// One 16-byte store: nvcc may split the copy of a struct put together in registers.
+VTOK_DEVICE void store_word(Word16* to, Word16 x) {
+#ifdef __CUDACC__
+  *reinterpret_cast<uint4*>(to) = make_uint4(x.w[0], x.w[1], x.w[2], x.w[3]);
+#else
+  *to = x;
+#endif
+}
+template <class Word>
+VTOK_DEVICE void store_word(Word* to, Word x) { *to = x; }
+
 // Arithmetic that no compiler contracts, rounded to nearest even.
 VTOK_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 VTOK_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
