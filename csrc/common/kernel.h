@@ -57,10 +57,12 @@ struct alignas(16) Word16 {
   uint32_t w[4];
 };
 
-// One 16-byte store: nvcc may split the copy of a struct put together in registers.
+// One 16-byte store to global memory: nvcc splits the copy of a word put together from smaller values in registers.
 VTOK_DEVICE void store_word(Word16* to, Word16 x) {
-#ifdef __CUDACC__
-  *reinterpret_cast<uint4*>(to) = make_uint4(x.w[0], x.w[1], x.w[2], x.w[3]);
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.w[0]), "r"(x.w[1]),
+               "r"(x.w[2]), "r"(x.w[3])
+               : "memory");
 #else
   *to = x;
 #endif
