@@ -103,3 +103,50 @@ def fake(
     groups = offsets.shape[0] - 1
     values = tokens.new_empty(groups, tokens.shape[1])
     return values, tokens.new_empty(groups, dtype=accumulator(tokens.dtype))
+
+
+def setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    tokens, members, offsets, weights = inputs
+    values, weight = output
+    ctx.rows, ctx.reduce = tokens.shape[0], keyword_only_inputs["reduce"]
+    kept = (tokens, values) if ctx.reduce == "max" or weights is not None else (None, None)
+    ctx.save_for_backward(members, offsets, weights, weight, *kept)
+
+
+def backward(ctx, grad: Tensor, grad_weight: Tensor):
+    members, offsets, weights, weight, tokens, values = ctx.saved_tensors
+    place = torch.arange(members.shape[0], device=members.device)
+    owner = torch.searchsorted(offsets, place, right=True) - 1  # the group that each place of the list belongs to
+    inside = (members >= 0) & (members < ctx.rows) & (place < offsets[-1])
+    owner, row = torch.where(inside, owner, -1), torch.where(inside, members, -1)
+    places, starts = torch.ops.vtok.group(row, ctx.rows)  # the places that list each row
+    owners = torch.ops.vtok.pack(owner[:, None], places)[:, 0].where(places >= 0, -1)
+
+    def to_rows(groups: Tensor, scale: Tensor | None = None) -> Tensor:  # sums what its groups hold for each row
+        return torch.ops.vtok.merge(groups, owners, starts, scale, reduce="sum")[0]
+
+    if ctx.reduce == "max":
+        first = first_maximal(tokens, values, offsets, row, owner)
+        listed = torch.where(first, torch.ops.vtok.pack(grad, owner), 0)
+        grad_tokens, _ = torch.ops.vtok.merge(listed, places, starts, reduce="sum")
+        return grad_tokens, None, None, None if weights is None else to_rows(grad_weight[:, None])[:, 0]
+
+    scale = torch.where(weight == 0, 0, 1 / weight) if ctx.reduce == "mean" else None
+    if weights is None:
+        return to_rows(grad, scale), None, None, None
+    wide = grad.to(weight.dtype)
+    per_row = to_rows(wide, scale)
+    if ctx.reduce == "mean":
+        grad_weight = grad_weight - scale * (wide * values).sum(1)
+    grad_weights = (per_row * tokens).sum(1) + to_rows(grad_weight[:, None])[:, 0]
+    return (per_row * weights[:, None]).to(grad.dtype), None, None, grad_weights
+
+
+def first_maximal(tokens: Tensor, values: Tensor, offsets: Tensor, row: Tensor, owner: Tensor) -> Tensor:
+    """Which place of the list each channel's maximum comes from: bool [M, D]."""
+    x, y = torch.ops.vtok.pack(tokens, row), torch.ops.vtok.pack(values, owner)
+    same = (owner >= 0)[:, None] & ((x == y) | (x.isnan() & y.isnan()))
+    place = torch.arange(row.shape[0], device=row.device)
+    rank = torch.where(same, -place[:, None].double(), -torch.inf)
+    first, _ = torch.ops.vtok.merge(rank, place, offsets, reduce="max")
+    return same & (rank == torch.ops.vtok.pack(first, owner))
