@@ -23,14 +23,17 @@ constexpr int kLanes = 4;
 #endif
 
 typedef float vfloat __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef double vdouble __attribute__((vector_size(4 * kLanes), aligned(8), may_alias));  // half as many lanes
 typedef uint32_t vword __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
 
 static inline vfloat load(const float* p) { return *reinterpret_cast<const vfloat*>(p); }
 static inline void store(float* p, vfloat x) { *reinterpret_cast<vfloat*>(p) = x; }
+static inline vdouble load(const double* p) { return *reinterpret_cast<const vdouble*>(p); }
+static inline void store(double* p, vdouble x) { *reinterpret_cast<vdouble*>(p) = x; }
 
-static inline vfloat load(const f16* p) {
+static inline vfloat load(const f16* p) {  // maskz: gcc 12 warns of the plain forms' undefined pass-through
 #if defined(__AVX512F__)
-  return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (vfloat)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
   return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -46,6 +49,15 @@ static inline void load_pairs(const bf16* p, vfloat& even, vfloat& odd) {
   const vword words = *reinterpret_cast<const vword*>(p);
   even = (vfloat)(words << 16);
   odd = (vfloat)(words & 0xffff0000u);
+}
+
+// The inverse, rounding to nearest even.
+static inline vword bf16_in_high_half(vfloat x) {
+  const vword bits = (vword)x;
+  return x != x ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+static inline void store_pairs(bf16* p, vfloat even, vfloat odd) {
+  *reinterpret_cast<vword*>(p) = bf16_in_high_half(even) >> 16 | (bf16_in_high_half(odd) & 0xffff0000u);
 }
 
 // Rows of any dtype to float32 and back, n values.
@@ -69,7 +81,8 @@ static inline void narrow_row(const float* from, f16* to, int64_t n) {
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + kLanes <= n; i += kLanes)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + i), 0));
 #elif defined(__F16C__)
   for (; i + kLanes <= n; i += kLanes)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));

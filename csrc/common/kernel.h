@@ -57,6 +57,27 @@ struct alignas(16) Word16 {
   uint32_t w[4];
 };
 
+// One 16-byte store to global memory: nvcc splits the copy of a word put together from smaller values in registers.
+VTOK_DEVICE void store_word(Word16* to, Word16 x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.w[0]), "r"(x.w[1]),
+               "r"(x.w[2]), "r"(x.w[3])
+               : "memory");
+#else
+  *to = x;
+#endif
+}
+template <class Word>
+VTOK_DEVICE void store_word(Word* to, Word x) { *to = x; }
+
+// Arithmetic that no compiler contracts, rounded to nearest even.
+VTOK_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+VTOK_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+VTOK_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+VTOK_DEVICE double add_rn(double a, double b) { return __dadd_rn(a, b); }
+VTOK_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+VTOK_DEVICE double div_rn(double a, double b) { return __ddiv_rn(a, b); }
+
 // The video that row s belongs to: the last v with cu[v] <= s, by binary search; videos >= 1.
 VTOK_DEVICE int64_t find_video(const int64_t* cu, int64_t videos, int64_t s) {
   int64_t low = 0, high = videos;  // cu[low] <= s, and s < cu[high] where high < videos
