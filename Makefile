@@ -4,6 +4,7 @@ WORKERS ?= 2
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export TRITON_CACHE_DIR := $(CURDIR)/build/triton
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cuh' 'csrc/*.cu' 'tests/host/*')
 PIP_WHEEL := $(PY) -m pip wheel -q --no-build-isolation --no-deps .
 
@@ -62,7 +63,7 @@ format: venv
 	clang-format -i $(CPP)
 
 budget: build
-	$(PY) tests/gates/budget.py --write
+	PYTHONPATH=tests $(PY) tests/gates/budget.py
 
 demo: build
 	$(PY) tools/fetch_clip.py .cache/carphone_pristine.mp4
