@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Distribution, Extension, setup
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -35,7 +35,9 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(build / "_C.so", target)
+        fresh = target.with_suffix(".new")  # replaced in one step: a process may have the old one loaded
+        shutil.copyfile(build / "_C.so", fresh)
+        os.replace(fresh, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"  # no Python tag: the library has no Python symbol
@@ -53,7 +55,12 @@ class BinaryDistribution(Distribution):
         return not PURE
 
 
+# The folders triton_kernels/ and bench/ install inside vtok: the first name belongs to another package.
+INSIDE = {"vtok.triton_kernels": "triton_kernels", "vtok.bench": "bench"}
+
 setup(
+    packages=sorted({*find_packages(include=["vtok", "vtok.*"]), *INSIDE}),
+    package_dir=INSIDE,
     distclass=BinaryDistribution,
     ext_modules=[] if PURE else [Extension("vtok._C", [])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},

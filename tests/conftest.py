@@ -23,6 +23,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "host_kernels" in item.fixturenames:
+            item.add_marker("host")
     if not config.getoption("--sweep"):
         skip = pytest.mark.skip(reason="a long sweep; run with --sweep")
         for item in items:
