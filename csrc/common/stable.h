@@ -126,6 +126,22 @@ inline void expect_all_in_range(const char* op, const char* name, int64_t bad, i
   VTOK_EXPECT(bad == 0, op, text(name, " in [-1, ", rows, ")"), text(bad, " values outside"));
 }
 
+// Boundaries that start at 0, never fall, and end at `limit` at most; without a name of the limit there is none. For
+// CPU tensors: elsewhere looking would cost a sync.
+inline void expect_ascending(const char* op, const char* name, const Tensor& tensor, int64_t limit = 0,
+                             const char* limit_name = nullptr) {
+  const auto* values = static_cast<const int64_t*>(tensor.const_data_ptr());
+  int64_t before = 0;
+  for (int64_t i = 0; i < tensor.size(0); ++i) {
+    const int64_t value = values[i * tensor.stride(0)];
+    const bool ok = i ? value >= before : value == 0;
+    if (!ok || (limit_name && value > limit))
+      expect(false, op, text(name, " ascending from 0", limit_name ? text(" to at most ", limit_name, "=", limit) : ""),
+             text(name, "[", i, "]=", value));
+    before = value;
+  }
+}
+
 inline const int64_t* indices(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
 inline int64_t* mutable_indices(const Tensor& tensor) { return static_cast<int64_t*>(tensor.mutable_data_ptr()); }
 

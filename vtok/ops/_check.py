@@ -56,3 +56,14 @@ def expect_all_in_range(op: str, name: str, index: Tensor, rows: int) -> None:
     if index.device.type == "cpu":
         bad = int(((index < -1) | (index >= rows)).sum())
         expect(bad == 0, op, f"{name} in [-1, {rows})", f"{bad} values outside")
+
+
+def expect_ascending(op: str, name: str, tensor: Tensor, limit: int | None = None, limit_name: str = "") -> None:
+    """Boundaries that start at 0, never fall, and end at ``limit`` at most. Only where looking costs no sync."""
+    if tensor.device.type == "cpu" and tensor.numel():
+        bad = tensor < torch.cat([tensor[:1], tensor[:-1]])
+        bad[0] = tensor[0] != 0
+        bad |= False if limit is None else tensor > limit
+        first = int(bad.byte().argmax())
+        to = "" if limit is None else f" to at most {limit_name}={limit}"
+        expect(not bad[first], op, f"{name} ascending from 0{to}", f"{name}[{first}]={int(tensor[first])}")
