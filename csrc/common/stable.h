@@ -136,7 +136,7 @@ inline void expect_ascending(const char* op, const char* name, const Tensor& ten
     const int64_t value = values[i * tensor.stride(0)];
     const bool ok = i ? value >= before : value == 0;
     if (!ok || (limit_name && value > limit))
-      expect(false, op, text(name, " ascending from 0", limit_name ? text(" to at most ", limit_name, "=", limit) : ""),
+      fail(op, text(name, " ascending from 0", limit_name ? text(" to at most ", limit_name, "=", limit) : ""),
              text(name, "[", i, "]=", value));
     before = value;
   }
