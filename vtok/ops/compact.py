@@ -48,6 +48,7 @@ def check(keep: Tensor, cu_seqlens: Tensor, capacity: int) -> None:
 def reference(keep: Tensor, cu_seqlens: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     check(keep, cu_seqlens, capacity)
     rows = keep.shape[0]
+    _check.expect_ascending("compact", "cu_seqlens", cu_seqlens, rows, "S")
     bounds = cu_seqlens.clamp(0, rows)
     row = torch.arange(rows, device=keep.device)
     kept = keep & (row < bounds[-1])
