@@ -96,7 +96,8 @@ def by_signature(op: str) -> list[list[Case]]:
     groups: dict[tuple, list[Case]] = {}
     for name, case in CASES:
         tensors = [a for a in case.args if isinstance(a, torch.Tensor)]
-        if name == op and all(min(a.shape, default=2) >= 2 for a in tensors):
+        sizes = [size for a in case.args for size in (a.shape if isinstance(a, torch.Tensor) else [a])]
+        if name == op and all(size >= 2 for size in sizes if isinstance(size, int)):
             key = tuple((a.dtype, a.dim()) for a in tensors), repr(sorted(case.kwargs.items(), key=str))
             groups.setdefault(key, []).append(case)
     return list(groups.values())

@@ -78,6 +78,12 @@ VTOK_DEVICE double add_rn(double a, double b) { return __dadd_rn(a, b); }
 VTOK_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 VTOK_DEVICE double div_rn(double a, double b) { return __ddiv_rn(a, b); }
 
+// Integer sums come out the same in any order.
+VTOK_DEVICE int64_t atomic_add(int64_t* sum, int64_t value) {
+  return static_cast<int64_t>(
+      atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value)));
+}
+
 // The video that row s belongs to: the last v with cu[v] <= s, by binary search; videos >= 1.
 VTOK_DEVICE int64_t find_video(const int64_t* cu, int64_t videos, int64_t s) {
   int64_t low = 0, high = videos;  // cu[low] <= s, and s < cu[high] where high < videos
