@@ -21,8 +21,9 @@ def runs(frames: int, sites: int, device: torch.device) -> tuple[torch.Tensor, t
     order = heads.argsort(stable=True)
     heads, lengths = heads[order], lengths[order]
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    frame = torch.arange(frames * sites, device=device) - offsets[:-1].repeat_interleave(lengths)
-    return heads.repeat_interleave(lengths) + frame * sites, offsets
+    of = torch.arange(len(lengths), device=device).repeat_interleave(lengths, output_size=frames * sites)
+    frame = torch.arange(frames * sites, device=device) - offsets[of]
+    return heads[of] + frame * sites, offsets
 
 
 def clip(name: str, frames: int, sites: int, channels: int, gpu_only: bool) -> Workload:
