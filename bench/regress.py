@@ -1,4 +1,4 @@
-"""Compares two reports: a result that fell behind by more than the threshold, or is no longer there, is a regression."""
+"""Compares two reports: a result that fell behind by more than the threshold, or is missing, is a regression."""
 
 from __future__ import annotations
 

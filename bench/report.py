@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json as json_format
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,49 +25,30 @@ from vtok.bench.workload import modules
 COLUMNS = ("op", "workload", "backend", "µs", "GB/s", "of roof", "× eager", "× compile", "bars")
 
 
-def main(
-    ops: Iterable[str] = (),
-    device: str | None = None,
-    *,
-    quick: bool = False,
-    json: str | Path | None = None,
-    force: bool = False,
-    results: str | Path | None = None,
-    compare: str | Path | None = None,
-    seconds: float | None = None,
-) -> int:
-    """Measure and print; returns the exit status.
-
-    Args:
-        ops: names of ops (or of whole methods, as "compress"); all of them by default.
-        device: "cpu" or "cuda"; CUDA where there is one by default.
-        quick: the smallest size of each op, fewer pairs.
-        json: also write the numbers to this file; refused where it exists, unless ``force``.
-        results: also write <folder>/<device>.json and .md, replacing them.
-        compare: an older JSON; 1 is returned on a result more than 15 % behind it, or missing.
-        seconds: stop starting measurements after so long; what is left out is listed.
-
-    Returns 2 where outputs were wrong or an argument is, 1 for a regression, else 0.
-    """
-    if json is not None and Path(json).exists() and not force:
-        print(f"expected a file that does not exist, got {json}; --force replaces it", file=sys.stderr)
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns 2 where outputs were wrong or an argument is, 1 for a regression, else 0."""
+    options = parse(argv)
+    if options.json and options.json.exists() and not options.force:
+        print(f"expected a file that does not exist, got {options.json}; --force replaces it", file=sys.stderr)
         return 2
     known = modules()
-    if unknown := sorted(set(ops) - set(known)):
+    if unknown := sorted(set(options.ops) - set(known)):
         print(f"expected ops among {', '.join(known)}, got {', '.join(unknown)}", file=sys.stderr)
         return 2
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    report = measure_all({op: known[op] for op in known if op in set(ops or known)}, where, quick, seconds)
+    older = json.loads(options.compare.read_text()) if options.compare else None
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = {op: known[op] for op in known if op in (options.ops or known)}
+    report = measure_all(chosen, device, options.quick, options.seconds)
     show(report)
-    if json is not None:
-        write(Path(json), to_json(report))
-    if results is not None:
-        name = Path(results) / slug(report["machine"])
-        name.parent.mkdir(parents=True, exist_ok=True)
-        write(name.with_name(f"{name.name}.json"), to_json(report))
-        write(name.with_name(f"{name.name}.md"), to_markdown(report))
+    if options.json:
+        write(options.json, to_json(report))
+    if options.results:
+        options.results.mkdir(parents=True, exist_ok=True)
+        name = slug(report["machine"])
+        write(options.results / f"{name}.json", to_json(report))
+        write(options.results / f"{name}.md", to_markdown(report))
     wrong = any("refused" in r or "error" in r for r in report["results"])
-    behind = regress.report(json_format.loads(Path(compare).read_text()), report) if compare else 0
+    behind = regress.report(older, report) if older else 0
     return 2 if wrong else behind
 
 
@@ -246,7 +226,7 @@ def markdown_table(results: list[dict[str, Any]]) -> str:
 
 
 def to_json(report: dict[str, Any]) -> str:
-    return json_format.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
 def write(path: Path, text: str) -> None:
@@ -256,18 +236,20 @@ def write(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vtok.bench.report", description=__doc__)
-    parser.add_argument("--ops", nargs="+", default=[], metavar="OP")
-    parser.add_argument("--device", choices=["cpu", "cuda"])
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vtok bench", description=__doc__)
+    parser.add_argument("--ops", nargs="+", default=[], metavar="OP", help="ops, or whole methods as compress")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one by default")
     parser.add_argument("--quick", action="store_true", help="the smallest size of each op, fewer pairs")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.add_argument("--results", metavar="FOLDER", help="also write FOLDER/<device>.json and .md")
-    parser.add_argument("--compare", metavar="OLD", help="fail on results 15 %% behind those of the JSON OLD")
-    parser.add_argument("--seconds", type=float, help="stop starting measurements after so long")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="also write FOLDER/<device>.json and .md")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD", help="fail on results 15 %% behind those in OLD, or missing"
+    )
+    parser.add_argument("--seconds", type=float, help="start no measurement after so long")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(**vars(parse())))
+    sys.exit(main())

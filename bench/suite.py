@@ -36,7 +36,7 @@ BARS: dict[tuple[str, str | None], dict[str, float]] = {
     ("cpu", "read"): {"share": 0.8, "vs_compile": 1.5, "vs_eager": 10},
     ("cpu", "copy"): {"share": 0.9},
     ("cuda", "read"): {"share": 0.85, "vs_compile": 1.2, "vs_eager": 3},
-    ("cuda", "copy"): {"share": 0.85},
+    ("cuda", "copy"): {"share": 0.85, "vs_compile": 1.2, "vs_eager": 3},
 }
 READ_BAR_AVX2 = 0.65
 

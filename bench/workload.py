@@ -52,7 +52,7 @@ def tiny() -> Iterator[None]:
     clips, million = dict(CLIPS), dict(MILLION)
     try:
         for sizes in (CLIPS, MILLION):
-            sizes.update(dict.fromkeys(sizes, (3, 4, 8)))
+            sizes.update(dict.fromkeys(sizes, (8, 4, 8)))
         yield
     finally:
         CLIPS.update(clips)
