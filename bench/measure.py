@@ -3,6 +3,8 @@ and what is reported of two variants is the median over rounds of their ratio, s
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import random
 import statistics
@@ -53,6 +55,14 @@ def tensor_bytes(tree: Any) -> int:
 
 
 # --- on the host clock -------------------------------------------------------------------------------------------
+
+
+def fresh_pages() -> None:
+    """From now on large blocks come from the kernel and go back to it, so every output pays its page faults, as in a
+    first forward pass; glibc would otherwise keep blocks of up to 32 MB after the first calls."""
+    with contextlib.suppress(AttributeError, OSError):  # no glibc
+        mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
 
 
 def host_sampler(variant: Variant, arguments: list[tuple], sync: Callable[[], Any] = lambda: None) -> Callable:

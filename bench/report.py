@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure_all(chosen: dict[str, Any], device: torch.device, quick: bool, seconds: float | None) -> dict[str, Any]:
     """The whole report as plain data. An op that fails is reported as such and the others still run."""
+    measure.fresh_pages()
     deadline = time.monotonic() + (seconds or float("inf"))
     report: dict[str, Any] = {"machine": machine(device), "date": datetime.now(timezone.utc).isoformat("T", "seconds")}
     report |= {
