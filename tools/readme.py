@@ -54,9 +54,9 @@ def methods_table() -> str:
 def render(text: str) -> str:
     performance = performance_table(README.parent / "bench" / "results")
     for name, body in {"ops": ops_table(), "methods": methods_table(), "performance": performance}.items():
-        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.S)
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
         assert pattern.search(text), f"README.md: expected the markers of {name}, got none"
-        text = pattern.sub(lambda m, body=body: m.group(1) + body + m.group(2), text)
+        text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)
     return text
 
 
