@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 PAIRS = 15
 BACKLOG_CYCLES = 4_000_000  # some 2 ms of sleep ahead of a sample: the host is done enqueueing before it ends
@@ -100,9 +100,8 @@ def rotation(working_set: int, cache: int) -> int:
 
 
 def rotated(args: tuple, copies: int) -> list[tuple]:
-    return [args] + [
-        tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args) for _ in range(copies - 1)
-    ]
+    cloned = lambda: tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in args)  # noqa: E731
+    return [args] + [cloned() for _ in range(copies - 1)]
 
 
 def graph_sampler(variant: Variant, arguments: list[tuple]) -> Callable[[], float]:

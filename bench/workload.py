@@ -27,8 +27,8 @@ class Workload:
     name: T×H×W×D or the like, with the dtype. make(device) -> the op's positional arguments; random data, never
     zeros. bytes: every input read once plus every output written once. roof: what the share is taken of, "read"
     (x.sum() on the same bytes) or "copy" (clone()); None for an op whose bar is a time. gpu_only: too large for a
-    laptop. limit_us: the time bar on a GPU. exact: the outputs equal the reference's bit for bit (class E), else
-    within the dtype's tolerance.
+    laptop. limit_us: the time bar on a GPU, over the bandwidth bound where there is a roof. exact: the outputs equal
+    the reference's bit for bit (class E), else within the dtype's tolerance.
     """
 
     name: str
