@@ -195,7 +195,8 @@ def test_bars():
     assert missed("cpu", roof="copy", share=0.85) == ["share 0.85 < 0.9"]
     assert missed("cuda", "cuda", roof="copy", share=0.5) == []  # a clip alone does not fill the device
     assert missed("cuda", "cuda", gpu_only=True, roof="copy", share=0.5) == ["share 0.50 < 0.85"]
-    assert missed("cuda", "cuda", roof=None, limit_us=25) == ["30.0 µs > 25 µs"]
+    assert missed("cuda", "cuda", roof=None, limit_us=25) == ["30.0 µs over the bound > 25 µs"]
+    assert missed("cuda", "cuda", roof="read", limit_us=25, share=0.2) == []  # 24 µs over a bound of 6
     assert missed("cuda", "cuda", roof=None, clock="synced") == ["syncs with the host"]
     assert missed("cpu", roof=None, rows=1000, extra_bytes=40_000) == ["40.0 extra bytes a row > 16"]
 
