@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import vtok
+from vtok.bench.readme import performance_table
 from vtok.ops._rooms import ROOMS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -51,10 +52,11 @@ def methods_table() -> str:
 
 
 def render(text: str) -> str:
-    for name, body in {"ops": ops_table(), "methods": methods_table()}.items():
-        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.S)
+    performance = performance_table(README.parent / "bench" / "results")
+    for name, body in {"ops": ops_table(), "methods": methods_table(), "performance": performance}.items():
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
         assert pattern.search(text), f"README.md: expected the markers of {name}, got none"
-        text = pattern.sub(lambda m, body=body: m.group(1) + body + m.group(2), text)
+        text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)
     return text
 
 
