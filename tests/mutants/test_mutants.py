@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+from mutant import Mutant, Tree, all_mutants, red_test
+from rooms import ROOT
+
+MUTANTS = all_mutants()
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Tree:
+    return Tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.mark.parametrize("op, mutant", MUTANTS, ids=[f"{op}-{mutant}" for op, mutant in MUTANTS])
+def test_turns_a_test_red(tree: Tree, op: str, mutant: Mutant):
+    broken = tree.root / mutant.file
+    sound = (ROOT / mutant.file).read_text()
+    assert sound.count(mutant.old) == 1, f"{mutant.file} has changed: expected once\n{mutant.old}"
+    broken.write_text(sound.replace(mutant.old, mutant.new))
+    try:
+        if mutant.build:
+            tree.build(op, mutant.build)
+        done = tree.test(op, mutant, tree.root)
+    finally:
+        broken.write_text(sound)
+    assert done.returncode != 0, f"no test noticed\n{done.stdout[-2000:]}"
+    red = red_test(done.stdout)
+    if mutant.sanitize:
+        assert "Sanitizer" in done.stdout or "runtime error" in done.stdout, done.stdout[-2000:]
+    else:
+        assert red, f"pytest ended without a red test\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert tree.test(op, mutant, ROOT, red).returncode == 0, f"{red} is red in the sound tree too"
