@@ -23,10 +23,10 @@ Tensor topk(const Tensor& scores, const Tensor& cu_seqlens, const Tensor& cu_k, 
   const TopkPlan plan = topk_plan(rows, segments, shared_bytes);
   const Tensor workspace =
       empty(scores, {topk_workspace_bytes(rows, segments, plan.shared_keys, plan.tile)}, ScalarType::Byte);
-  check_launch("topk", topk_launch(static_cast<const float*>(values.const_data_ptr()), rows, indices(starts),
-                                   indices(slots), segments, k, largest, mutable_indices(out),
-                                   workspace.mutable_data_ptr(), plan.shared_keys, plan.tile, plan.threads,
-                                   scope.stream()));
+  check_launch("topk",
+               topk_launch(static_cast<const float*>(values.const_data_ptr()), rows, indices(starts), indices(slots),
+                           segments, k, largest, mutable_indices(out), workspace.mutable_data_ptr(), plan.shared_keys,
+                           plan.tile, plan.threads, scope.stream()));
   return out;
 }
 

@@ -1,6 +1,7 @@
-// The best rows of each segment, ascending: a radix select settles, digit by digit from the top, the key of the last row
-// taken and how many of its equals are taken; one ordered compaction then writes the rows. Only S, V and k are known at
-// launch: a block per segment where they are short, its keys in shared memory if they fit, else four launches over tiles.
+// The best rows of each segment, ascending: a radix select settles, digit by digit from the top, the key of the last
+// row taken and how many of its equals are taken; one ordered compaction then writes the rows. Only S, V and k are
+// known at launch: a block per segment where they are short, its keys in shared memory if they fit, else four launches
+// over tiles.
 #pragma once
 
 #include "topk/topk_block.cuh"
@@ -44,8 +45,7 @@ __global__ void __launch_bounds__(kTopkMaxThreads) topk_segment_kernel(Topk p, i
   if (s.wanted == 0) return;
   if (s.rows <= shared_keys)
     topk_choose<true>(p, s, static_cast<int>(s.rows), reinterpret_cast<uint32_t*>(cache), {counts}, scratch);
-  else
-    topk_choose<false>(p, s, s.rows, nullptr, {counts}, scratch);
+  else topk_choose<false>(p, s, s.rows, nullptr, {counts}, scratch);
 }
 
 // --- tiles of long segments -------------------------------------------------------------------------------------
@@ -76,7 +76,8 @@ VTOK_DEVICE TopkTile topk_tile(const Topk& p, const TopkTiles& tiles, int64_t in
   int64_t v = 0;
   for (int64_t high = p.segments; high - v > 1;) {
     const int64_t mid = v + (high - v) / 2;
-    if (topk_first_tile(p, tiles, mid) <= index) v = mid; else high = mid;
+    if (topk_first_tile(p, tiles, mid) <= index) v = mid;
+    else high = mid;
   }
   const int64_t first = topk_first_tile(p, tiles, v), begin = (index - first) * tiles.size;
   return {v, first, topk_clamp(topk_first_tile(p, tiles, v + 1), first + 1, tiles.count) - first, begin,
@@ -85,16 +86,16 @@ VTOK_DEVICE TopkTile topk_tile(const Topk& p, const TopkTiles& tiles, int64_t in
 
 // What is settled after digit 0, 1 or 2. Every block of a segment finds it for itself; the first one notes it.
 template <int kDigit>
-VTOK_DEVICE TopkChoice topk_settle(const TopkTiles& tiles, const TopkTile& t, int64_t wanted,
-                                   uint32_t* words, TopkScratch& scratch) {
+VTOK_DEVICE TopkChoice topk_settle(const TopkTiles& tiles, const TopkTile& t, int64_t wanted, uint32_t* words,
+                                   TopkScratch& scratch) {
   TopkChoice* const choices = tiles.choices + t.segment * 2;
   TopkChoice choice{0, static_cast<uint32_t>(wanted)};
   if constexpr (kDigit == 0) {
     const TopkDigit8 counts{words};
     const uint32_t* heads = tiles.heads + t.first * 256;
     counts.clear();
-    topk_each(t.count * 256, [&](int64_t i) { return heads[i]; },
-              [&](int64_t i, uint32_t x) { counts.add(i % 256, x); });
+    topk_each(
+        t.count * 256, [&](int64_t i) { return heads[i]; }, [&](int64_t i, uint32_t x) { counts.add(i % 256, x); });
     __syncthreads();
     choice = topk_pick<256>(choice, counts, scratch);
   } else {
@@ -113,8 +114,9 @@ __global__ void __launch_bounds__(kTopkMaxThreads) topk_heads_kernel(Topk p, Top
   const TopkTile t = topk_tile(p, tiles, blockIdx.x);
   const float* scores = p.scores + topk_segment(p, t.segment).begin + t.begin;
   counts.clear();
-  topk_each(t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); },
-            [&](int64_t, uint32_t x) { counts.add(x >> 24); });
+  topk_each(
+      t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); },
+      [&](int64_t, uint32_t x) { counts.add(x >> 24); });
   __syncthreads();
   uint32_t* const heads = tiles.heads + int64_t{blockIdx.x} * 256;
   for (int bin = threadIdx.x; bin < 256; bin += blockDim.x) heads[bin] = counts(bin);
@@ -132,9 +134,11 @@ __global__ void __launch_bounds__(kTopkMaxThreads) topk_digit_kernel(Topk p, Top
   const float* scores = p.scores + s.begin + t.begin;
   const int low = 24 - 12 * kDigit;
   counts.clear();
-  topk_each(t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); }, [&](int64_t, uint32_t x) {
-    if (x >> low >> 12 == choice.prefix) counts.add(x >> low & 4095);
-  });
+  topk_each(
+      t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); },
+      [&](int64_t, uint32_t x) {
+        if (x >> low >> 12 == choice.prefix) counts.add(x >> low & 4095);
+      });
   __syncthreads();
   uint32_t* const totals = tiles.digits + (t.segment * 2 + kDigit - 1) * 4096;
   for (int bin = threadIdx.x; bin < 4096; bin += blockDim.x)
@@ -170,8 +174,9 @@ __global__ void __launch_bounds__(kTopkMaxThreads) topk_emit_kernel(Topk p, Topk
     }
     return topk_sums(before, scratch).total;
   };
-  topk_emit(p, s, choice, s.begin + t.begin, t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); },
-            sum_before, scratch);
+  topk_emit(
+      p, s, choice, s.begin + t.begin, t.rows, [&](int64_t i) { return topk_key(scores[i], p.largest); }, sum_before,
+      scratch);
 }
 
 // --- launch -----------------------------------------------------------------------------------------------------

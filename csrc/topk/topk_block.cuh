@@ -99,7 +99,8 @@ VTOK_DEVICE TopkSums topk_sums(uint64_t mine, TopkScratch& scratch) {
   }
   if (lane == kWarp - 1) scratch.warps[warp] = upto;
   __syncthreads();
-  uint64_t total = lane * kWarp < static_cast<int>(blockDim.x) ? scratch.warps[lane] : 0, before = lane < warp ? total : 0;
+  uint64_t total = lane * kWarp < static_cast<int>(blockDim.x) ? scratch.warps[lane] : 0,
+           before = lane < warp ? total : 0;
   for (int with = kWarp / 2; with; with /= 2) {
     total += __shfl_xor_sync(kFullMask, total, with);
     before += __shfl_xor_sync(kFullMask, before, with);
@@ -157,8 +158,7 @@ VTOK_DEVICE void topk_emit(const Topk& p, const TopkSegment& s, TopkChoice thres
 
 // Writes rows [from, to) of a segment that is taken whole.
 VTOK_DEVICE void topk_copy(const Topk& p, const TopkSegment& s, int64_t from, int64_t to) {
-  for (int64_t i = from + threadIdx.x; i < to && s.slot + i < p.slots; i += blockDim.x)
-    p.out[s.slot + i] = s.begin + i;
+  for (int64_t i = from + threadIdx.x; i < to && s.slot + i < p.slots; i += blockDim.x) p.out[s.slot + i] = s.begin + i;
 }
 
 // -1 into the slots [from, to), by `blocks` blocks of which this is number `block`.
