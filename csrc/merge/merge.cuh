@@ -109,7 +109,8 @@ template <class T>
 cudaError_t merge_launch(const T* tokens, int64_t rows, int64_t stride, int64_t width, const int64_t* members,
                          int64_t listed, const int64_t* offsets, int64_t groups, const accumulator_t<T>* weights,
                          bool mean, bool max, T* values, accumulator_t<T>* weight, cudaStream_t stream) {
-  const MergeKernelArgs<T> args{tokens, rows, stride, width, members, listed, offsets, groups, weights, mean, values, weight};
+  const MergeKernelArgs<T> args{tokens, rows,    stride, width,  members, listed, offsets,
+                                groups, weights, mean,   values, weight};
   const uint64_t alignment = reinterpret_cast<uint64_t>(tokens) | reinterpret_cast<uint64_t>(values) |
                              static_cast<uint64_t>(stride * sizeof(T)) | static_cast<uint64_t>(width * sizeof(T));
   if (alignment % 16 == 0) return merge_words<T, 16 / sizeof(T)>(args, max, stream);
