@@ -10,7 +10,7 @@ constexpr int kMergeWarps = 8;
 constexpr int kMergeAhead = 4;
 
 template <class T>
-struct MergeArgs {
+struct MergeKernelArgs {
   using A = accumulator_t<T>;
   const T* tokens;  // `rows` rows of `width` values, `stride` values apart
   int64_t rows, stride, width;
@@ -51,7 +51,7 @@ VTOK_DEVICE A merge_take(A sum, A w, A x) {
 }
 
 template <class T, int N, bool kMax>
-__global__ void __launch_bounds__(kMergeWarps* kWarp) merge_kernel(MergeArgs<T> args, int64_t chunks) {
+__global__ void __launch_bounds__(kMergeWarps* kWarp) merge_kernel(MergeKernelArgs<T> args, int64_t chunks) {
   using A = accumulator_t<T>;
   using Word = typename MergeWord<N * sizeof(T)>::type;
   const int64_t id = static_cast<int64_t>(blockIdx.x) * kMergeWarps + threadIdx.y, group = id / chunks;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) merge_kernel(MergeArgs<T> 
 }
 
 template <class T, int N>
-cudaError_t merge_words(const MergeArgs<T>& args, bool max, cudaStream_t stream) {
+cudaError_t merge_words(const MergeKernelArgs<T>& args, bool max, cudaStream_t stream) {
   const int64_t chunks = args.width ? ceil_div(args.width, N * kWarp) : 1;
   const dim3 grid(ceil_div(args.groups * chunks, kMergeWarps)), block(kWarp, kMergeWarps);
   return max ? VTOK_LAUNCH((merge_kernel<T, N, true>), grid, block, 0, stream, args, chunks)
@@ -109,7 +109,8 @@ template <class T>
 cudaError_t merge_launch(const T* tokens, int64_t rows, int64_t stride, int64_t width, const int64_t* members,
                          int64_t listed, const int64_t* offsets, int64_t groups, const accumulator_t<T>* weights,
                          bool mean, bool max, T* values, accumulator_t<T>* weight, cudaStream_t stream) {
-  const MergeArgs<T> args{tokens, rows, stride, width, members, listed, offsets, groups, weights, mean, values, weight};
+  const MergeKernelArgs<T> args{tokens, rows,    stride, width,  members, listed, offsets,
+                                groups, weights, mean,   values, weight};
   const uint64_t alignment = reinterpret_cast<uint64_t>(tokens) | reinterpret_cast<uint64_t>(values) |
                              static_cast<uint64_t>(stride * sizeof(T)) | static_cast<uint64_t>(width * sizeof(T));
   if (alignment % 16 == 0) return merge_words<T, 16 / sizeof(T)>(args, max, stream);

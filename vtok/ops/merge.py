@@ -40,7 +40,8 @@ def merge(
     The rule (size-weighted merging as in ToMe): acc starts at +0 in float32 and takes round(w·x) in list order, never
     contracted, then one division and one rounding to the dtype. A max keeps the first of equals; NaN propagates.
 
-    Equivalent to ``[(w[m, None] * x[m]).sum(0) / w[m].sum() for m in members.tensor_split(offsets[1:-1])]``.
+    Equivalent, where no member is -1 and none lies beyond the last offset, to stacking
+    ``(w[m, None] * x[m]).sum(0) / w[m].sum()`` over ``m in members.tensor_split(offsets[1:-1])``.
 
     Moves (M + K)·D·itemsize + 8·(M + K) + 4·(M + K) bytes. Class E: bit-equal on every backend. Differentiable in
     ``tokens`` and ``weights``, in both outputs (a max passes its gradient to the first maximal member of a channel).
