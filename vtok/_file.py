@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vtok.packed import Packed
 
 FORMAT = "vtok.Packed 1"
-TENSORS = ("values", "index", "cu_seqlens", "positions", "weight", "assignment")
+DERIVED = ("positions", "weight", "assignment")
+TENSORS = ("values", "index", "cu_seqlens", *DERIVED)
 OPTIONAL = ("scores", "counts")
 DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts"), torch.int64)
 DTYPES |= {"weight": torch.float32, "scores": torch.float32}
@@ -52,8 +53,8 @@ def load(path: str | Path, device: torch.device | str) -> Packed:
     layout, merged = _layout(path, metadata)
     _check(path, tensors, layout)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    if not merged:
-        del tensors["weight"]
+    if not merged:  # then these follow from the index
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in DERIVED}
     longest = int(tensors["cu_seqlens"].diff().amax()) if layout.videos else 0
     return Packed(layout=layout.to(device), longest=longest, **tensors)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtok import methods, ops
-from vtok.decide import Plan, frame_floor, gate, select
+from vtok.decide import Floor, Plan, frame_floor, gate, select
 from vtok.layout import Layout, whole_number
 from vtok.packed import Packed
 
@@ -78,7 +78,7 @@ def compress(
     if budget is not None or total_budget is not None:
         raise ValueError("expected one of budget, total_budget and threshold, got more")
     capacity = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
-    floor = _cached(layout, ("floor", min_per_frame), lambda: frame_floor(layout, min_per_frame))
+    floor = make_floor(layout, min_per_frame)
     score = score_rows(rows, layout, None, method, scores, options)
     index, counts = gate(score.detach(), layout, threshold, capacity, floor)
     cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=capacity)
@@ -119,22 +119,31 @@ def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int
     if isinstance(budget, Plan):
         if min_per_frame:
             raise ValueError("expected min_per_frame when the Plan is made, got it with one")
-        if budget.rows.shape[0] != layout.videos:
-            raise ValueError(f"expected a Plan for {layout.videos} videos, got one for {budget.rows.shape[0]}")
+        if (budget.total, budget.rows.shape[0]) != (layout.total, layout.videos):
+            raise ValueError(f"expected a Plan for {layout.total} rows of {layout.videos} videos, got another layout's")
         return budget
     if torch.compiler.is_compiling():
-        if min_per_frame:
-            raise ValueError("expected min_per_frame=0 inside torch.compile: make a Plan.of outside of it")
+        _expect_no_floor(min_per_frame)
         return Plan.in_graph(layout, budget=budget, total_budget=total_budget)
     key = (repr(budget), repr(total_budget), min_per_frame)
     made = lambda: Plan.of(layout, budget=budget, total_budget=total_budget, min_per_frame=min_per_frame)  # noqa: E731
     return _cached(layout, key, made)
 
 
+def make_floor(layout: Layout, min_per_frame: int) -> Floor | None:
+    """What min_per_frame keeps whatever the threshold: remembered from the last call, or made."""
+    if torch.compiler.is_compiling():
+        return _expect_no_floor(min_per_frame)
+    return _cached(layout, ("floor", min_per_frame), lambda: frame_floor(layout, min_per_frame))
+
+
+def _expect_no_floor(min_per_frame: int) -> None:
+    if min_per_frame:
+        raise ValueError("expected min_per_frame=0 inside torch.compile: a Plan made outside of it can have one")
+
+
 def _cached(layout: Layout, key: tuple, make: Any) -> Any:
     """What ``make()`` returned for the layout's last key: a repeated call copies nothing to the device."""
-    if torch.compiler.is_compiling():
-        return make()
     if getattr(layout, "_last", (None, None))[0] != key:
         layout._last = key, make()
     return layout._last[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtok import ops
 from vtok.budget import counts, frame_floors, share
-from vtok.layout import Layout, upload, whole_number
+from vtok.layout import Layout, cumulative, upload, whole_number
 
 LIMIT = 2**31  # rows up to which a share is exact in int64
 
@@ -37,13 +37,14 @@ class Plan:
     budget: for a compiled graph or a CUDA graph, where every form of budget then works and nothing is copied.
 
     Fields:
-        k: rows kept in all, extra rows included. longest: those of the longest video.
+        total: rows of the layout. k: rows kept in all, extra rows included. longest: those of the longest video.
         rows: int64 [V], rows that each video's grid keeps.
         cu_seqlens: int64 [V+1], where each video starts in the output.
         segments, cu_k: int64 [G+1] each: rows [segments[g], segments[g+1]) fill the slots [cu_k[g], cu_k[g+1]).
         floor: what ``min_per_frame`` takes first, or None.
     """
 
+    total: int
     k: int
     longest: int
     rows: Tensor
@@ -62,13 +63,14 @@ class Plan:
         for (t, h, w), quota in zip(layout.grids, kept, strict=True):
             sizes += ([h * w] * t if isinstance(quota, list) else [t * h * w]) + [extra] * bool(extra)
             quotas += (quota if isinstance(quota, list) else [quota]) + [extra] * bool(extra)
-        cu_k = _cumulative(quotas)
+        cu_k = cumulative(quotas)
         return cls(
+            total=layout.total,
             k=cu_k[-1],
             longest=max(rows, default=0) + extra * bool(rows),
             rows=upload(rows, device),
-            cu_seqlens=upload(_cumulative([k + extra for k in rows]), device),
-            segments=upload(_cumulative(sizes), device),
+            cu_seqlens=upload(cumulative([k + extra for k in rows]), device),
+            segments=upload(cumulative(sizes), device),
             cu_k=upload(cu_k, device),
             floor=_floor(layout, kept, min_per_frame) if min_per_frame else None,
         )
@@ -76,7 +78,7 @@ class Plan:
     @classmethod
     def in_graph(cls, layout: Layout, *, budget: Any = None, total_budget: Any = None) -> Plan:
         """The same for one int or share, with tensor arithmetic alone: what runs inside a compiled graph."""
-        extra, videos, each = layout.extra_rows, layout.videos, layout.rows_of_each
+        extra, videos = layout.extra_rows, layout.videos
         available = layout.total - videos * extra
 
         def kept(sizes: Any) -> Any:
@@ -85,14 +87,17 @@ class Plan:
             return _largest_remainder(sizes, _rows_of(total_budget, available), available)
 
         rows = kept(layout.grid_rows)
+        if layout.grid_of_each is None:
+            on_host = kept(layout.rows_on_host)
+            total, longest = torch.ops.vtok.host_sum(on_host), torch.ops.vtok.host_max(on_host)
+        elif total_budget is None:
+            t, h, w = layout.grid_of_each
+            longest = kept(t * h * w)
+            total = videos * longest
+        else:
+            longest = -(-_rows_of(total_budget, available) // torch.sym_max(videos, 1))
         if total_budget is not None:
             total = _rows_of(total_budget, available)
-        else:
-            total = torch.ops.vtok.host_sum(kept(layout.rows_on_host)) if each is None else videos * kept(each)
-        if each is None:
-            longest = torch.ops.vtok.host_max(kept(layout.rows_on_host))
-        else:
-            longest = kept(each) if total_budget is None else -(-total // torch.sym_max(videos, 1))
         ends, out_ends = layout.cu_seqlens[1:], (rows + extra).cumsum(0)
         bounds, slots = ends, out_ends
         if extra:
@@ -100,6 +105,7 @@ class Plan:
             slots = torch.stack([out_ends - extra, out_ends], -1).flatten()
         zero = layout.cu_seqlens.new_zeros(1)
         return cls(
+            total=layout.total,
             k=total + videos * extra,
             longest=longest + extra,
             rows=rows,
@@ -136,7 +142,7 @@ def gate(scores: Tensor, layout: Layout, threshold: float, capacity: int, floor:
 
 
 def frame_floor(layout: Layout, min_per_frame: int) -> Floor | None:
-    """The floor alone, where a threshold decides the rest."""
+    """The floor alone, where a threshold decides the rest; made outside a graph."""
     if not whole_number("min_per_frame", min_per_frame, least=0):
         return None
     return _floor(layout, frame_floors(layout.grids, min_per_frame), min_per_frame)
@@ -153,24 +159,17 @@ def _floor(layout: Layout, kept: list[int | list[int]], min_per_frame: int) -> F
         rest_quotas.append(0 if nested else quota - sum(first))
     return Floor(
         k=sum(quotas),
-        segments=upload(_cumulative(sizes), layout.device),
-        cu_k=upload(_cumulative(quotas), layout.device),
+        segments=upload(cumulative(sizes), layout.device),
+        cu_k=upload(cumulative(quotas), layout.device),
         rest_rows=sum(rest_sizes),
         rest_k=sum(rest_quotas),
-        rest_segments=upload(_cumulative(rest_sizes), layout.device),
-        rest_cu_k=upload(_cumulative(rest_quotas), layout.device),
+        rest_segments=upload(cumulative(rest_sizes), layout.device),
+        rest_cu_k=upload(cumulative(rest_quotas), layout.device),
     )
 
 
 def _mark(scores: Tensor, rows: Tensor) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, rows, True)
-
-
-def _cumulative(sizes: list[int]) -> list[int]:
-    bounds = [0]
-    for size in sizes:
-        bounds.append(bounds[-1] + size)
-    return bounds
 
 
 def _rows_of(budget: Any, available: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 
 @dataclass(eq=False)
@@ -22,21 +24,26 @@ class Layout:
         total: rows in all (S), the extra rows included.
         frames: frames of all videos together (F).
         cu_seqlens: int64 [V+1] on the device, where each video starts; its last value is ``total``.
+        cu_frames: int64 [V+1] on the device, the number of each video's first frame.
         tokens_per_frame: int64 [V] on the device, sites of one frame.
         width: int64 [V] on the device, sites of one row of a frame.
         extra_rows: rows of each video after its grid (newline rows); they belong to no frame.
-        rows_on_host: int64 [V] on the CPU, rows of each grid; None where ``rows_of_each`` says it.
-        rows_of_each: rows of every grid where all are alike, otherwise None.
+        rows_on_host: int64 [V] on the CPU, rows of each grid; None where all are alike.
+        grid_on_host: int64 [V, 3] on the CPU, (t, h, w) in sites of each video; None where all are alike. Read by no
+            graph: its 3 would be taken for a V of 3.
+        grid_of_each: (t, h, w) in sites of every video, where all are alike by construction.
     """
 
     total: int
     frames: int
     cu_seqlens: Tensor
+    cu_frames: Tensor
     tokens_per_frame: Tensor
     width: Tensor
     extra_rows: int = 0
     rows_on_host: Tensor | None = None
-    rows_of_each: int | None = None
+    grid_on_host: Tensor | None = None
+    grid_of_each: tuple[int, int, int] | None = None
 
     @classmethod
     def from_grid(
@@ -55,25 +62,23 @@ class Layout:
             extra_rows: rows of each video after its grid.
             device: where the tokens are.
 
-        Raises ValueError or TypeError for anything else. Copies 8·(3·V+1) bytes to the device, without waiting for it.
+        Raises ValueError or TypeError for anything else. Copies 16·(2·V+1) bytes to the device, without waiting for it.
         """
         grids = host_grids(grid_thw, merge_size)
         extra_rows = whole_number("extra_rows", extra_rows, least=0)
-        rows = [t * h * w for t, h, w in grids]
-        starts = [0]
-        for n in rows:
-            starts.append(starts[-1] + n + extra_rows)
-        layout = cls(
+        starts = cumulative([t * h * w + extra_rows for t, h, w in grids])
+        frames = cumulative([t for t, _, _ in grids])
+        return cls(
             total=starts[-1],
-            frames=sum(t for t, _, _ in grids),
+            frames=frames[-1],
             cu_seqlens=upload(starts, device),
+            cu_frames=upload(frames, device),
             tokens_per_frame=upload([h * w for _, h, w in grids], device),
             width=upload([w for _, _, w in grids], device),
             extra_rows=extra_rows,
-            rows_on_host=torch.tensor(rows, dtype=torch.int64),
+            rows_on_host=torch.tensor([t * h * w for t, h, w in grids], dtype=torch.int64),
+            grid_on_host=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
         )
-        layout.grids = grids
-        return layout
 
     @classmethod
     def uniform(cls, videos: int, t: int, h: int, w: int, device: torch.device | str = "cpu") -> Layout:
@@ -82,19 +87,18 @@ class Layout:
             total=videos * t * h * w,
             frames=videos * t,
             cu_seqlens=torch.arange(videos + 1, dtype=torch.int64, device=device) * (t * h * w),
+            cu_frames=torch.arange(videos + 1, dtype=torch.int64, device=device) * t,
             tokens_per_frame=torch.full((videos,), h * w, dtype=torch.int64, device=device),
             width=torch.full((videos,), w, dtype=torch.int64, device=device),
-            rows_of_each=t * h * w,
-        )._with_grid(t, h, w)
-
-    def _with_grid(self, t: int, h: int, w: int) -> Layout:
-        self._grid = (t, h, w)
-        return self
+            grid_of_each=(t, h, w),
+        )
 
     @cached_property
     def grids(self) -> list[tuple[int, int, int]]:
         """(t, h, w) of each video on the host, h and w in sites. No field: compiled code never reads it."""
-        return [tuple(map(int, self._grid))] * self.videos
+        if self.grid_on_host is None:
+            return [self.grid_of_each] * self.videos
+        return [tuple(grid) for grid in self.grid_on_host.tolist()]
 
     @property
     def videos(self) -> int:
@@ -139,13 +143,11 @@ class Layout:
         return torch.where((index >= 0)[:, None], torch.stack([t, h, site - h * width], -1), -1)
 
     def frame_starts(self) -> tuple[Tensor, Tensor]:
-        """(int64 [F] first row of each frame, int64 [F] rows of each frame), frames in order. Never syncs."""
-        per_video = self.grid_rows // self.tokens_per_frame.clamp(min=1)
-        before = per_video.cumsum(0) - per_video
+        """(int64 [F] first row of each frame, int64 [F] its rows), all videos' frames in order. Never syncs."""
         frame = torch.arange(self.frames, dtype=torch.int64, device=self.device)
-        video = torch.searchsorted(before, frame, right=True) - 1
+        video = torch.searchsorted(self.cu_frames, frame, right=True) - 1
         sites = self.tokens_per_frame[video]
-        return self.cu_seqlens[:-1][video] + (frame - before[video]) * sites, sites
+        return self.cu_seqlens[video] + (frame - self.cu_frames[video]) * sites, sites
 
     def extra_mask(self) -> Tensor:
         """bool [S]: the rows after the grids."""
@@ -195,9 +197,38 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
     return number
 
 
+def cumulative(sizes: list[int]) -> list[int]:
+    """Where parts of these sizes start, and where the last one ends."""
+    bounds = [0]
+    for size in sizes:
+        bounds.append(bounds[-1] + size)
+    return bounds
+
+
 def upload(numbers: list[int], device: torch.device | str) -> Tensor:
     """int64 on the device; from pinned memory on CUDA, so that nothing waits."""
     on_host = torch.tensor(numbers, dtype=torch.int64)
     if torch.device(device).type == "cuda":
         on_host = on_host.pin_memory()
     return on_host.to(device, non_blocking=True)
+
+
+def register_tree(cls: type, names: list[str]) -> None:
+    """Make a class a pytree node of these attributes, for torch.export and tree_map."""
+
+    def unflatten(children: Iterable[Any], _: None) -> Any:
+        made = cls.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            setattr(made, name, child)
+        return made
+
+    _pytree.register_pytree_node(
+        cls,
+        lambda made: ([getattr(made, name) for name in names], None),
+        unflatten,
+        serialized_type_name=f"vtok.{cls.__name__}",
+        flatten_with_keys_fn=lambda made: ([(_pytree.GetAttrKey(n), getattr(made, n)) for n in names], None),
+    )
+
+
+register_tree(Layout, [field.name for field in fields(Layout)])

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
 from vtok import _file, ops
-from vtok.layout import Layout
+from vtok.layout import Layout, register_tree
 
 
 class Packed:
@@ -129,8 +128,8 @@ class Packed:
         if layout.videos == 0:
             return self.assignment
         video = layout.video_of(row)
-        sites = layout.tokens_per_frame[video].clamp(min=1)
-        frames, start = layout.grid_rows[video] // sites, layout.cu_seqlens[video]
+        sites, frames = layout.tokens_per_frame[video].clamp(min=1), layout.cu_frames.diff()[video]
+        start = layout.cu_seqlens[video]
         t, site = (row - start) // sites, (row - start) % sites
         inside = t < frames
         column = torch.where(inside, start + site * frames, row)  # rows sorted by site, then time
@@ -190,21 +189,8 @@ class Packed:
         return _file.load(path, device)
 
 
-_CHILDREN = (
-    "values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "_positions", "_weight", "_assignment",
+register_tree(
+    Packed,
+    ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
+     "_positions", "_weight", "_assignment"],
 )  # fmt: skip
-
-
-def _flatten(packed: Packed) -> tuple[list, bool]:
-    return [getattr(packed, name) for name in _CHILDREN], packed.is_merged
-
-
-def _unflatten(children: list, is_merged: bool) -> Packed:
-    packed = Packed.__new__(Packed)
-    packed.is_merged = is_merged
-    for name, child in zip(_CHILDREN, children, strict=True):
-        setattr(packed, name, child)
-    return packed
-
-
-_pytree.register_pytree_node(Packed, _flatten, _unflatten, serialized_type_name="vtok.Packed")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtok.compress import compress
-from vtok.layout import host_grids, whole_number
+from vtok.compress import as_rows, score_rows
+from vtok.decide import Plan, select
+from vtok.layout import whole_number
 
 
 def retained_tokens_count(tokens_per_frame: int, num_frames: int, q: float) -> int:
@@ -25,7 +26,13 @@ def retained_tokens_count(tokens_per_frame: int, num_frames: int, q: float) -> i
 
 
 def retention_mask(
-    video_embeds: Tensor, video_size_thw: Any, spatial_merge_size: int, q: float, *, compat: str | None = None
+    video_embeds: Tensor,
+    video_size_thw: Any,
+    spatial_merge_size: int,
+    q: float,
+    *,
+    method: str = "evs",
+    **options: Any,
 ) -> Tensor:
     """Which rows of one video stay at the pruning rate ``q``; takes the place of the engines' own function.
 
@@ -34,19 +41,24 @@ def retention_mask(
         video_size_thw: (T, H, W) on the host before the spatial merge: ints or a CPU tensor.
         spatial_merge_size: H and W are divided by it.
         q: fraction to prune, in [0, 1).
-        compat: None scores in float32; "vllm" in the dtype of the embeddings, as the engines do.
+        method: a name in ``vtok.methods.names()``; ``options`` are its own. For "evs", ``compat="vllm"`` scores in the
+            dtype of the embeddings, as the engines do, instead of float32.
 
     Returns:
-        bool [N], exactly ``min(N, retained_tokens_count(n, T, q))`` True. The first frame is always kept. Never syncs.
+        bool [N] with exactly ``min(N, retained_tokens_count(n, T, q))`` True; "evs" keeps all of the first frame.
+        Never syncs.
+
+    Raises ValueError or TypeError: a size on the device, embeddings of another number of rows, an unknown option.
     """
     size = (
         video_size_thw.tolist() if isinstance(video_size_thw, Tensor) and _on_host(video_size_thw) else video_size_thw
     )
-    ((t, h, w),) = host_grids([size], spatial_merge_size)
-    budget = retained_tokens_count(h * w, t, q)
-    if budget == 0:
-        return torch.zeros(video_embeds.shape[0], dtype=torch.bool, device=video_embeds.device)
-    return compress(video_embeds, [(t, h, w)], budget=budget, compat=compat).mask
+    rows, layout = as_rows(video_embeds, [size], spatial_merge_size, 0)
+    ((t, h, w),) = layout.grids
+    plan = Plan.of(layout, budget=[retained_tokens_count(h * w, t, q)])
+    scores = score_rows(rows, layout, plan.rows, method, None, options)
+    mask = torch.zeros(layout.total, dtype=torch.bool, device=layout.device)
+    return mask.index_fill(0, select(scores, plan), True)
 
 
 def _on_host(size: Tensor) -> bool:

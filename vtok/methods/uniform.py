@@ -23,7 +23,7 @@ def uniform(tokens: Tensor, layout: Layout, rows: Tensor | None) -> Tensor:
     if layout.videos == 0:
         return row.to(torch.float32)
     video, sites = layout.video_of(row), layout.tokens_per_frame.clamp(min=1)
-    length = (layout.grid_rows // sites).clamp(min=1)[video]
+    length = layout.cu_frames.diff().clamp(min=1)[video]
     whole = (rows // sites)[video]
     some = ((rows + sites - 1) // sites).clamp(min=1)[video]
     frame = (row - layout.cu_seqlens[video]) // sites[video]
