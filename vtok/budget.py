@@ -50,7 +50,9 @@ def plan(
     grids = host_grids(grid_thw, merge_size)
     if budget is None and total_budget is None:
         budget = Fraction(1)
-    rows = [sum(row) if isinstance(row, list) else row for row in counts(grids, budget, total_budget, min_per_frame)]
+    rows: list[int] = [
+        sum(row) if isinstance(row, list) else row for row in counts(grids, budget, total_budget, min_per_frame)
+    ]
     if context is None:
         return rows
     room = whole_number("context", context, least=1) - whole_number("text_tokens", text_tokens, least=0)
@@ -62,7 +64,7 @@ def plan(
     return allocate(rows, min(room, sum(rows)), floors=floors, caps=rows)
 
 
-def counts(grids: list[Grid], budget: Any, total_budget: Any = None, min_per_frame: int = 0) -> list:
+def counts(grids: list[Grid], budget: Any, total_budget: Any = None, min_per_frame: int = 0) -> list[Any]:
     """Rows per video, or per frame of each video where ``budget`` is a nested list; every floor is met."""
     if (budget is None) == (total_budget is None):
         raise ValueError("expected one of budget and total_budget, got " + ("none" if budget is None else "both"))

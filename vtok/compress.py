@@ -61,9 +61,9 @@ def compress(
         ValueError or TypeError, before anything runs: impossible budgets and floors, shapes that do not match, a grid
         on the device (reading it would wait).
 
-    Never syncs. Works inside ``torch.compile(fullgraph=True, dynamic=True)`` with dense tokens or a Layout; the lists
-    and ``min_per_frame`` then need a Plan made outside. Capturable in a CUDA graph with a Layout, after one call with
-    that budget or with a Plan. Reads the tokens once and writes the kept rows once; extra memory 16 bytes a row.
+    Never syncs. Works inside ``torch.compile(fullgraph=True, dynamic=True)`` and in a CUDA graph with dense tokens or
+    a Layout; lists and ``min_per_frame`` then need a Plan made outside and kept as long as the graph. Reads the tokens
+    once and writes the kept rows once; extra memory at most 16 bytes a row.
     """
     rows, layout = as_rows(tokens, grid_thw, merge_size, extra_rows)
     inputs = {"query": query, "frames": frames, "timestamps": timestamps}
@@ -122,7 +122,7 @@ def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int
         if (budget.total, budget.rows.shape[0]) != (layout.total, layout.videos):
             raise ValueError(f"expected a Plan for {layout.total} rows of {layout.videos} videos, got another layout's")
         return budget
-    if torch.compiler.is_compiling():
+    if _in_graph(layout.device):
         _expect_no_floor(min_per_frame)
         return Plan.in_graph(layout, budget=budget, total_budget=total_budget)
     key = (repr(budget), repr(total_budget), min_per_frame)
@@ -132,21 +132,30 @@ def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int
 
 def make_floor(layout: Layout, min_per_frame: int) -> Floor | None:
     """What min_per_frame keeps whatever the threshold: remembered from the last call, or made."""
-    if torch.compiler.is_compiling():
-        return _expect_no_floor(min_per_frame)
+    if _in_graph(layout.device):
+        _expect_no_floor(min_per_frame)
+        return None
     return _cached(layout, ("floor", min_per_frame), lambda: frame_floor(layout, min_per_frame))
+
+
+def _in_graph(device: torch.device) -> bool:
+    """Whether this call is being compiled or captured: then nothing may be copied from the host."""
+    return torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def _expect_no_floor(min_per_frame: int) -> None:
     if min_per_frame:
-        raise ValueError("expected min_per_frame=0 inside torch.compile: a Plan made outside of it can have one")
+        raise ValueError("expected min_per_frame=0 inside a graph: a Plan made outside of it can have one")
 
 
 def _cached(layout: Layout, key: tuple, make: Any) -> Any:
-    """What ``make()`` returned for the layout's last key: a repeated call copies nothing to the device."""
-    if getattr(layout, "_last", (None, None))[0] != key:
-        layout._last = key, make()
-    return layout._last[1]
+    """What ``make()`` returned for the layout's last key on this stream: a repeated call copies nothing."""
+    if layout.device.type in ("cuda", "xpu"):
+        key = (*key, torch.get_device_module(layout.device).current_stream(layout.device))
+    last = vars(layout).get("_last")
+    if last is None or last[0] != key:
+        last = vars(layout)["_last"] = key, make()
+    return last[1]
 
 
 def score_rows(rows: Tensor, layout: Layout, kept: Tensor | None, method: str, scores: Any, options: dict) -> Tensor:

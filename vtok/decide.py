@@ -67,7 +67,7 @@ class Plan:
         return cls(
             total=layout.total,
             k=cu_k[-1],
-            longest=max(rows, default=0) + extra * bool(rows),
+            longest=max(rows, default=0) + extra,
             rows=upload(rows, device),
             cu_seqlens=upload(cumulative([k + extra for k in rows]), device),
             segments=upload(cumulative(sizes), device),
@@ -77,7 +77,7 @@ class Plan:
 
     @classmethod
     def in_graph(cls, layout: Layout, *, budget: Any = None, total_budget: Any = None) -> Plan:
-        """The same for one int or share, with tensor arithmetic alone: what runs inside a compiled graph."""
+        """The same for one int or share, with tensor arithmetic alone: what runs inside a graph."""
         extra, videos = layout.extra_rows, layout.videos
         available = layout.total - videos * extra
 
@@ -148,7 +148,7 @@ def frame_floor(layout: Layout, min_per_frame: int) -> Floor | None:
     return _floor(layout, frame_floors(layout.grids, min_per_frame), min_per_frame)
 
 
-def _floor(layout: Layout, kept: list[int | list[int]], min_per_frame: int) -> Floor:
+def _floor(layout: Layout, kept: list[Any], min_per_frame: int) -> Floor:
     sizes, quotas, rest_sizes, rest_quotas = [], [], [], []
     for (t, h, w), quota in zip(layout.grids, kept, strict=True):
         nested = isinstance(quota, list)  # then every frame's share is settled, and no rest is left
@@ -180,10 +180,11 @@ def _rows_of(budget: Any, available: Any) -> Any:
         numerator, denominator = _reduced(budget)
         return available * numerator // denominator
     if not isinstance(budget, (int, torch.SymInt)) or isinstance(budget, bool):
-        raise TypeError("expected budget as an int or a share inside torch.compile: make a Plan.of outside of it")
+        raise TypeError("expected budget as an int or a share inside a graph: make a Plan.of outside of it")
     if budget < 1:
         raise ValueError("expected budget of at least 1")
-    return available.clamp(max=budget) if isinstance(available, Tensor) else torch.sym_min(available, budget)
+    rows: Any = budget
+    return available.clamp(max=rows) if isinstance(available, Tensor) else torch.sym_min(available, rows)
 
 
 @torch._dynamo.assume_constant_result
@@ -228,5 +229,5 @@ def host_max(values: Tensor) -> int:
 
 @host_sum.register_fake
 @host_max.register_fake
-def _size(values: Tensor) -> int:
+def _size(values: Tensor) -> torch.SymInt:
     return torch.library.get_ctx().new_dynamic_size()

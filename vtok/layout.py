@@ -96,8 +96,10 @@ class Layout:
     @cached_property
     def grids(self) -> list[tuple[int, int, int]]:
         """(t, h, w) of each video on the host, h and w in sites. No field: compiled code never reads it."""
-        if self.grid_on_host is None:
+        if self.grid_of_each is not None:
             return [self.grid_of_each] * self.videos
+        if self.grid_on_host is None:
+            raise ValueError("expected a Layout made by from_grid or uniform, got one without its grids")
         return [tuple(grid) for grid in self.grid_on_host.tolist()]
 
     @property
@@ -213,7 +215,7 @@ def upload(numbers: list[int], device: torch.device | str) -> Tensor:
     return on_host.to(device, non_blocking=True)
 
 
-def register_tree(cls: type, names: list[str]) -> None:
+def register_tree(cls: Any, names: list[str]) -> None:
     """Make a class a pytree node of these attributes, for torch.export and tree_map."""
 
     def unflatten(children: Iterable[Any], _: None) -> Any:

@@ -88,7 +88,7 @@ class Packed:
     def take(self, x: Tensor) -> Tensor:
         """The rows of ``x`` [S, ...] at ``index``: position ids, cos and sin, deepstack features. Padding is zero."""
         self._expect_source(x)
-        return ops.pack(x.reshape(x.shape[0], -1), self.index).reshape(self.index.shape[0], *x.shape[1:])
+        return ops.pack(_flat(x), self.index).reshape(self.index.shape[0], *x.shape[1:])
 
     def reduce(self, x: Tensor) -> Tensor:
         """The same merge applied to ``x`` [S, ...]: the mean of each output row's sources; ``take`` if none merged."""
@@ -96,7 +96,7 @@ class Packed:
             return self.take(x)
         self._expect_source(x)
         members, offsets = ops.group(self.assignment, self.index.shape[0])
-        values, _ = ops.merge(x.reshape(x.shape[0], -1), members, offsets)
+        values, _ = ops.merge(_flat(x), members, offsets)
         return values.reshape(self.index.shape[0], *x.shape[1:])
 
     def _expect_source(self, x: Tensor) -> None:
@@ -120,7 +120,7 @@ class Packed:
         if fill not in ("zero", "previous"):
             raise ValueError(f"expected fill 'zero' or 'previous', got {fill!r}")
         source = self.assignment if fill == "zero" else self._previous()
-        return ops.pack(values.reshape(values.shape[0], -1), source).reshape(source.shape[0], *values.shape[1:])
+        return ops.pack(_flat(values), source).reshape(source.shape[0], *values.shape[1:])
 
     def _previous(self) -> Tensor:
         """``assignment`` with each dropped row given that of the last kept row at its site, by a scan over time."""
@@ -161,7 +161,7 @@ class Packed:
         rows = self.cu_seqlens[:-1, None] + slot
         mask = rows < self.cu_seqlens[1:, None]
         values = ops.pack(self.values, torch.where(mask, rows, -1).flatten())
-        return values.reshape(self.layout.videos, self.longest, -1), mask
+        return values.reshape(self.layout.videos, self.longest, *self.values.shape[1:]), mask
 
     def trim(self) -> Packed:
         """The same without padding. Waits for the device, to learn how many rows there are; not for captured code."""
@@ -187,6 +187,10 @@ class Packed:
     def load(path: str | Path, device: torch.device | str = "cpu") -> Packed:
         """Read what ``save`` wrote. The file is not trusted: anything inconsistent in it is a ValueError."""
         return _file.load(path, device)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 register_tree(
