@@ -65,6 +65,7 @@ def test_context_bounds_the_whole_batch():
     assert sum(plan(GRIDS, budget="50%", context=100, text_tokens=80)) == 20
     assert sum(plan(GRIDS, context=64)) == 64
     assert plan(GRIDS, context=64, min_per_frame=3)[1] >= 3
+    assert plan([(0, 2, 2)], budget=4, context=10, text_tokens=20) == [0]
     with pytest.raises(ValueError, match="expected text_tokens below context=10, got 10: no row fits"):
         plan(GRIDS, budget=4, context=10, text_tokens=10)
     with pytest.raises(ValueError, match="min_per_frame=2 needs 28 rows, the context leaves 20"):

@@ -56,12 +56,13 @@ def plan(
     if context is None:
         return rows
     room = whole_number("context", context, least=1) - whole_number("text_tokens", text_tokens, least=0)
-    if room < 1 and sum(rows):
+    wanted = sum(rows)
+    if room < 1 and wanted:
         raise ValueError(f"expected text_tokens below context={context}, got {text_tokens}: no row fits")
     floors = frame_floors(grids, min_per_frame)
-    if sum(rows) > room and sum(floors) > room:
+    if wanted > room and sum(floors) > room:
         raise ValueError(f"min_per_frame={min_per_frame} needs {sum(floors)} rows, the context leaves {room}")
-    return allocate(rows, min(room, sum(rows)), floors=floors, caps=rows)
+    return allocate(rows, max(min(room, wanted), 0), floors=floors, caps=rows)
 
 
 def counts(grids: list[Grid], budget: Any, total_budget: Any = None, min_per_frame: int = 0) -> list[Any]:
