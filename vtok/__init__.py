@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from vtok import ops
+from vtok import integrations, methods, ops
 from vtok._version import __version__
+from vtok.budget import plan
+from vtok.compress import Compressor, compress
+from vtok.decide import Plan
+from vtok.layout import Layout
 from vtok.ops._rooms import backend_of
+from vtok.packed import Packed
 
-__all__ = ["__version__", "backend_of", "ops"]
+__all__ = [
+    "Compressor",
+    "Layout",
+    "Packed",
+    "Plan",
+    "__version__",
+    "backend_of",
+    "compress",
+    "integrations",
+    "methods",
+    "ops",
+    "plan",
+]

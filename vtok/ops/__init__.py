@@ -6,6 +6,8 @@ and ``setup_context``/``backward`` where the op is differentiable. Modules are f
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vtok.ops import _rooms
 
 _rooms.register_all()
@@ -15,3 +17,9 @@ globals().update({name: getattr(room, name) for name, room in _rooms.ROOMS.items
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    def __getattr__(name: str) -> Callable: ...  # the ops are found at run time, where no type checker sees them

@@ -1,0 +1,281 @@
+"""Packed: what can be taken, rebuilt, padded, trimmed and written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from vtok import Layout, Packed, compress
+from vtok.ops import group, merge
+
+GRIDS = [(3, 2, 4), (0, 2, 2), (1, 3, 3), (5, 1, 6)]
+ragged = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(1, 3)), max_size=4)
+
+
+def packed_by(grids=GRIDS, extra=0, budget=7, channels=5, **kwargs):
+    layout = Layout.from_grid(grids, extra_rows=extra)
+    tokens, scores = torch.randn(layout.total, channels), torch.randn(layout.total)
+    return tokens, compress(tokens, layout, budget=budget, scores=scores, **kwargs)
+
+
+def merged_by(assignment, layout, tokens):
+    """A Packed of merged rows, as a merging method would return it."""
+    k = int(assignment.max()) + 1
+    members, offsets = group(assignment, k)
+    values, weight = merge(tokens, members, offsets)
+    index = members[offsets[:-1]]
+    cu = torch.searchsorted(index, layout.cu_seqlens)
+    return Packed(values, index, cu, layout, weight=weight, assignment=assignment, longest=int(cu.diff().max()))
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_assignment_mask_weight(extra):
+    _, packed = packed_by(extra=extra)
+    slots = dict(zip(packed.index.tolist(), range(packed.index.shape[0]), strict=True))
+    assert packed.assignment.tolist() == [slots.get(row, -1) for row in range(packed.layout.total)]
+    assert packed.mask.tolist() == [row in slots for row in range(packed.layout.total)]
+    assert packed.weight.tolist() == [1.0] * len(slots)
+    assert packed.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16, torch.uint8])
+def test_take(shape, dtype):
+    _, packed = packed_by()
+    x = torch.randint(0, 250, (packed.layout.total, *shape)).to(dtype)
+    assert torch.equal(packed.take(x), x[packed.index])
+    with pytest.raises(ValueError, match="expected x with one row per source row"):
+        packed.take(x[1:])
+
+
+def test_take_keeps_integers_that_activations_lose():
+    _, packed = packed_by()
+    ids = torch.arange(packed.layout.total) + 2**40
+    assert torch.equal(packed.take(ids), packed.index + 2**40)
+
+
+def test_take_of_padding_is_zero():
+    packed = compress(torch.randn(1, 2, 3, 4), threshold=0.0, scores=torch.tensor([1.0, -1, 1, -1, -1, 1]))
+    assert packed.take(torch.arange(1, 7)).tolist() == [1, 3, 6, 0, 0, 0]
+    assert packed.weight.tolist() == [1, 1, 1, 0, 0, 0]
+    assert packed.positions[3:].tolist() == [[-1, -1, -1]] * 3
+
+
+def brute_unmerge(packed, fill):
+    layout, rows, last, video, start = packed.layout, [], {}, -1, 0
+    starts = layout.cu_seqlens.tolist()
+    for row, slot in enumerate(packed.assignment.tolist()):
+        while row >= starts[video + 1]:
+            video, last, start = video + 1, {}, starts[video + 1]
+        t, h, w = layout.grids[video]
+        site = (row - start) % max(h * w, 1) if row - start < t * h * w else ("extra", row)
+        if slot >= 0:
+            last[site] = slot
+        slot = slot if fill == "zero" else last.get(site, -1)
+        rows.append(packed.values[slot] if slot >= 0 else torch.zeros_like(packed.values[0]))
+    return torch.stack(rows) if rows else packed.values
+
+
+@settings(deadline=None, max_examples=60)
+@given(ragged, st.integers(1, 12), st.integers(0, 2), st.sampled_from(["zero", "previous"]), st.integers(0, 99))
+def test_unmerge(grids, budget, extra, fill, seed):
+    torch.manual_seed(seed)
+    _, packed = packed_by(grids, extra, budget)
+    assert torch.equal(packed.unmerge(fill=fill), brute_unmerge(packed, fill))
+
+
+def test_unmerge_rebuilds_a_clip_that_changes_only_where_rows_were_kept():
+    still = torch.randn(6, 4)
+    clip = still.repeat(5, 1, 1)
+    clip[2:, 1] = torch.randn(4)
+    packed = compress(clip[None], budget=7)
+    assert torch.equal(packed.unmerge(fill="previous"), clip.flatten(0, 1))
+
+
+def test_unmerge_takes_other_values_and_gradients():
+    _, packed = packed_by()
+    other = torch.randn(packed.index.shape[0], 2, 3, dtype=torch.float64, requires_grad=True)
+    spread = packed.unmerge(other)
+    assert spread.shape == (packed.layout.total, 2, 3)
+    spread.sum().backward()
+    assert torch.equal(other.grad, torch.ones_like(other))
+    with pytest.raises(ValueError, match=r"expected values with 21 rows, got \(3, 2\)"):
+        packed.unmerge(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="expected fill 'zero' or 'previous', got 'next'"):
+        packed.unmerge(fill="next")
+
+
+def test_merged_rows():
+    layout = Layout.from_grid([(2, 1, 3), (1, 1, 2)])
+    tokens = torch.randn(8, 4)
+    packed = merged_by(torch.tensor([0, 1, -1, 0, 1, 1, 2, 2]), layout, tokens)
+    assert packed.weight.tolist() == [2, 3, 2]
+    assert packed.index.tolist() == [0, 1, 6]
+    assert packed.cu_seqlens.tolist() == [0, 2, 3]
+    assert packed.mask.tolist() == [True, True, False, False, False, False, True, False]
+    assert torch.equal(packed.reduce(tokens), packed.values)
+    assert torch.equal(packed.reduce(tokens.reshape(8, 2, 2)), packed.values.reshape(3, 2, 2))
+    assert torch.equal(packed.unmerge()[[3, 4, 5, 7]], packed.values[[0, 1, 1, 2]])
+    assert not packed.unmerge()[2].any()
+
+
+def test_reduce_without_merging_is_take():
+    tokens, packed = packed_by()
+    assert packed.weight is not None
+    assert torch.equal(packed.reduce(tokens), packed.take(tokens))
+
+
+@settings(deadline=None, max_examples=40)
+@given(ragged, st.integers(1, 12), st.integers(0, 2))
+def test_frame_counts(grids, budget, extra):
+    _, packed = packed_by(grids, extra, budget)
+    want, start = [], 0
+    kept = set(packed.index.tolist())
+    for t, h, w in grids:
+        want += [sum(start + f * h * w + site in kept for site in range(h * w)) for f in range(t)]
+        start += t * h * w + extra
+    assert packed.frame_counts.tolist() == want
+    if not extra:
+        assert packed.frame_cu_seqlens.diff().tolist() == want
+
+
+def test_frame_cu_seqlens_wants_every_row_in_a_frame():
+    _, packed = packed_by(extra=1)
+    with pytest.raises(ValueError, match="expected a layout without extra rows, got 1 per video"):
+        _ = packed.frame_cu_seqlens
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_padded(extra):
+    _, packed = packed_by(extra=extra, budget="40%")
+    values, mask = packed.padded()
+    counts = packed.cu_seqlens.diff()
+    assert values.shape == (4, int(counts.max()), 5)
+    assert torch.equal(mask.sum(1), counts)
+    assert torch.equal(values[mask], packed.values)
+    assert not values[~mask].any()
+
+
+def test_trim():
+    packed = compress(torch.randn(2, 2, 3, 4), threshold=0.0, scores=torch.tensor([1.0, -1, 1, -1, -1, 1] * 2))
+    trimmed = packed.trim()
+    assert trimmed.index.tolist() == [0, 2, 5, 6, 8, 11]
+    assert torch.equal(trimmed.values, packed.values[:6])
+    assert torch.equal(trimmed.positions, packed.positions[:6])
+    assert torch.equal(trimmed.padded()[0], packed.padded()[0][:, :3])
+    assert torch.equal(trimmed.unmerge(), packed.unmerge())
+    empty = compress(torch.randn(2, 2, 3, 4), threshold=9.0, scores=torch.zeros(12)).trim()
+    assert empty.values.shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", ["selected", "threshold", "merged", "bfloat16", "empty"])
+def test_save_and_load(kind, tmp_path):
+    path = tmp_path / "kept.safetensors"
+    tokens, packed = packed_by(extra=1)
+    if kind == "threshold":
+        packed = compress(tokens, packed.layout, threshold=0.9)
+    elif kind == "merged":
+        layout = Layout.from_grid([(2, 1, 3), (1, 1, 2)])
+        packed = merged_by(torch.tensor([0, 1, -1, 0, 1, 1, 2, 2]), layout, torch.randn(8, 4))
+    elif kind == "bfloat16":
+        packed = compress(tokens.bfloat16(), packed.layout, budget=3)
+    elif kind == "empty":
+        packed = compress(torch.randn(0, 3, 4, 2), budget=3)
+    packed.save(path)
+    again = Packed.load(path)
+    for name in ("values", "index", "cu_seqlens", "positions", "weight", "assignment", "scores", "counts"):
+        a, b = getattr(packed, name), getattr(again, name)
+        assert (a is None and b is None) or torch.equal(a, b), name
+    assert (again.layout.grids, again.layout.extra_rows) == (packed.layout.grids, packed.layout.extra_rows)
+    assert again.is_merged == packed.is_merged
+    assert torch.equal(again.padded()[0], packed.padded()[0]) or kind == "threshold"
+
+
+def test_save_overwrites_only_when_asked(tmp_path):
+    path = tmp_path / "kept.safetensors"
+    _, packed = packed_by()
+    path.write_text("mine")
+    with pytest.raises(FileExistsError):
+        packed.save(path)
+    assert path.read_text() == "mine"
+    packed.save(path, overwrite=True)
+    assert torch.equal(Packed.load(path).values, packed.values)
+
+
+def write(path, change):
+    """A saved Packed, changed by ``change(tensors, layout metadata)``."""
+    _, packed = packed_by(extra=1)
+    packed.save(path, overwrite=True)
+    tensors = load_file(path)
+    head = {"grids": packed.layout.grids, "extra_rows": 1, "merged": False}
+    metadata = {"format": "vtok.Packed 1", "layout": head}
+    change(tensors, metadata)
+    if not isinstance(metadata["layout"], str):
+        metadata["layout"] = json.dumps(metadata["layout"])
+    save_file(tensors, path, metadata)
+
+
+def put(name, at, value):
+    return lambda tensors, _: tensors[name].__setitem__(at, value)
+
+
+def head(**values):
+    return lambda _, metadata: metadata["layout"].update(values)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (put("index", 0, -1), r"expected index in \[0, 67\), then -1"),
+        (put("index", -1, 67), r"expected index in \[0, 67\)"),
+        (put("index", 0, 2**62), r"expected index in \[0, 67\)"),
+        (put("index", 1, 0), "expected index ascending"),
+        (put("cu_seqlens", 0, 1), "expected cu_seqlens ascending from 0"),
+        (put("cu_seqlens", -1, 10**9), "expected cu_seqlens ascending from 0 to at most 25"),
+        (put("cu_seqlens", 1, 3), "expected index ascending, each video's rows in its own part"),
+        (put("assignment", 0, 25), r"expected assignment in \[-1, 25\)"),
+        (lambda t, _: t.pop("values"), "expected the tensors .* got none of values"),
+        (lambda t, _: t.update(values=t["values"][1:].clone()), r"expected values of shape \(25, 5\)"),
+        (lambda t, _: t.update(values=t["values"][0].clone()), r"expected values \[K, D\]"),
+        (lambda t, _: t.update(index=t["index"].int()), "expected index of dtype torch.int64, got torch.int32"),
+        (lambda t, _: t.update(scores=t["scores"][:3].clone()), r"expected scores of shape \(67,\), got \(3,\)"),
+        (lambda t, _: t.update(cu_seqlens=t["cu_seqlens"][:0].clone()), r"expected cu_seqlens of shape \(5,\)"),
+        (lambda _, m: m.update(format="other"), "expected format 'vtok.Packed 1', got 'other'"),
+        (lambda _, m: m.update(layout="{"), "expected a layout of host integers"),
+        (lambda _, m: m.update(layout="[" * 100000), "expected a layout of host integers"),
+        (lambda _, m: m.update(layout="[]"), "expected a layout of host integers"),
+        (head(grids="abc"), "expected a layout of host integers"),
+        (head(grids=[[1, 2]]), "expected a layout of host integers"),
+        (head(grids=[[1, 2, "3"]]), "expected a layout of host integers"),
+        (head(grids=[[2**40, 2**40, 2**40]] * 4), "expected a layout of host integers"),
+        (head(grids=[[2**20, 2**20, 2**20]] * 4), "expected a.* of shape"),
+        (head(extra_rows=-1), "expected a layout of host integers"),
+        (head(merged="yes"), "expected a layout of host integers"),
+    ],
+)
+def test_a_hostile_file_is_refused(change, text, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    write(path, change)
+    with pytest.raises(ValueError, match=text):
+        Packed.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 8 + b"{}"])
+def test_a_file_of_another_kind_is_refused(content, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        Packed.load(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    packed_by()[1].save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        Packed.load(path)

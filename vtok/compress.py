@@ -1,0 +1,199 @@
+"""compress: score, decide, move, in one call and within one budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtok import methods, ops
+from vtok.decide import Floor, Plan, frame_floor, gate, select
+from vtok.layout import Layout, whole_number
+from vtok.packed import Packed
+
+
+def compress(
+    tokens: Tensor,
+    grid_thw: Any = None,
+    *,
+    budget: Any = None,
+    total_budget: Any = None,
+    threshold: float | None = None,
+    capacity: int | None = None,
+    method: str = "evs",
+    merge_size: int = 1,
+    extra_rows: int = 0,
+    min_per_frame: int = 0,
+    scores: Any = None,
+    query: Tensor | None = None,
+    frames: Tensor | None = None,
+    timestamps: Tensor | None = None,
+    **options: Any,
+) -> Packed:
+    """Keep the rows of a batch of videos that matter most: exactly as many as the budget says.
+
+    Args:
+        tokens: float32, float16, bfloat16 or float64, of shape [B, T, N, D], [B, T, H, W, D], or packed [S, D] with
+            ``grid_thw``. (uint8 and others too, where the method never looks at them.)
+        grid_thw: host integers [V, 3] (lists, NumPy or a CPU tensor), or a Layout built from them outside the graph;
+            h and w are divided by ``merge_size``. For [B, T, N, D] it tells the positions' rows and columns, which
+            otherwise are (t, 0, site).
+        budget: rows of each video: an int, a share (Fraction, "25%", or a float, read as the decimal it prints as and
+            rounded down), a list with one of those per video, a nested list with one per frame, or a Plan.
+        total_budget: rows of the whole batch instead: an int or a share, divided among the videos in proportion to
+            their rows by largest remainder.
+        threshold: instead of a budget, keep the rows with a score above it (a NaN never is); ``capacity`` (int) rows
+            are allocated for them, all rows by default. What is left over is padding; see Packed.counts and trim.
+        method: a name in ``vtok.methods.names()``; ``options`` are its own.
+        extra_rows: rows of each video after its grid in packed tokens: always kept, outside the budget.
+        min_per_frame: rows that each frame keeps at least, or all of a smaller one, whatever the scores.
+        scores: [S], one floating-point number per row, the largest kept, or a callable of (tokens [S, D], layout)
+            that returns them. Replaces the method's; compared as float32.
+        query, frames, timestamps: what some methods look at besides the tokens; given to one that does not: TypeError.
+
+    Returns:
+        Packed, rows in (video, t, h, w) order. The result meets the budget exactly; it has fewer rows only when the
+        input is smaller. Ties go to the lower row, NaN comes last. A video's rows do not depend on the rest of the
+        batch (except under ``total_budget``). Differentiable in ``tokens``; the decision is not.
+
+    Raises:
+        ValueError or TypeError, before anything runs: impossible budgets and floors, shapes that do not match, a grid
+        on the device (reading it would wait).
+
+    Never syncs. Works inside ``torch.compile(fullgraph=True, dynamic=True)`` and in a CUDA graph with dense tokens or
+    a Layout; lists and ``min_per_frame`` then need a Plan made outside and kept as long as the graph. Reads the tokens
+    once and writes the kept rows once; extra memory at most 16 bytes a row.
+    """
+    rows, layout = as_rows(tokens, grid_thw, merge_size, extra_rows)
+    inputs = {"query": query, "frames": frames, "timestamps": timestamps}
+    options |= {name: value for name, value in inputs.items() if value is not None}
+    if threshold is None:
+        if capacity is not None:
+            raise ValueError("expected capacity with a threshold only")
+        plan = make_plan(layout, budget, total_budget, min_per_frame)
+        score = score_rows(rows, layout, plan.rows, method, scores, options)
+        index, cu_seqlens = select(score.detach(), plan), plan.cu_seqlens
+        return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, longest=plan.longest)
+    if budget is not None or total_budget is not None:
+        raise ValueError("expected one of budget, total_budget and threshold, got more")
+    capacity = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
+    floor = make_floor(layout, min_per_frame)
+    score = score_rows(rows, layout, None, method, scores, options)
+    index, counts = gate(score.detach(), layout, threshold, capacity, floor)
+    cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=capacity)
+    return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, counts=counts)
+
+
+def as_rows(tokens: Tensor, grid_thw: Any, merge_size: int, extra_rows: int) -> tuple[Tensor, Layout]:
+    """Tokens of any accepted shape as rows [S, D], and their layout."""
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"expected tokens as a tensor, got {type(tokens).__name__}")
+    if tokens.dim() not in (2, 4, 5):
+        raise ValueError(f"expected tokens [B, T, N, D], [B, T, H, W, D] or [S, D], got {tuple(tokens.shape)}")
+    rows = tokens if tokens.dim() == 2 else tokens.flatten(0, -2)
+    if grid_thw is None:
+        if tokens.dim() == 2:
+            raise ValueError("expected grid_thw with packed tokens [S, D], got None")
+        if extra_rows or merge_size != 1:
+            raise ValueError("expected extra_rows=0 and merge_size=1 without grid_thw")
+        videos, t, h, w = (*tokens.shape[:2], 1, tokens.shape[2]) if tokens.dim() == 4 else tokens.shape[:4]
+        return rows, Layout.uniform(videos, t, h, w, device=tokens.device)
+    if not isinstance(grid_thw, Layout):
+        layout = Layout.from_grid(grid_thw, merge_size, extra_rows, device=tokens.device)
+    elif extra_rows or merge_size != 1:
+        raise ValueError("expected extra_rows and merge_size when the Layout is made, got them with it")
+    else:
+        layout = grid_thw
+    if layout.device != tokens.device:
+        raise ValueError(f"expected a Layout on {tokens.device} like the tokens, got one on {layout.device}")
+    if layout.total != rows.shape[0]:
+        raise ValueError(f"expected tokens of {layout.total} rows, as grid_thw says, got {rows.shape[0]}")
+    return rows, layout
+
+
+def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int) -> Plan:
+    """The plan of a budget: given, remembered from the last call with this layout, or made."""
+    if (budget is None) == (total_budget is None):
+        raise ValueError("expected one of budget, total_budget and threshold")
+    if isinstance(budget, Plan):
+        if min_per_frame:
+            raise ValueError("expected min_per_frame when the Plan is made, got it with one")
+        if (budget.total, budget.rows.shape[0]) != (layout.total, layout.videos):
+            raise ValueError(f"expected a Plan for {layout.total} rows of {layout.videos} videos, got another layout's")
+        return budget
+    if _in_graph(layout.device):
+        _expect_no_floor(min_per_frame)
+        return Plan.in_graph(layout, budget=budget, total_budget=total_budget)
+    key = (repr(budget), repr(total_budget), min_per_frame)
+    made = lambda: Plan.of(layout, budget=budget, total_budget=total_budget, min_per_frame=min_per_frame)  # noqa: E731
+    return _cached(layout, key, made)
+
+
+def make_floor(layout: Layout, min_per_frame: int) -> Floor | None:
+    """What min_per_frame keeps whatever the threshold: remembered from the last call, or made."""
+    if _in_graph(layout.device):
+        _expect_no_floor(min_per_frame)
+        return None
+    return _cached(layout, ("floor", min_per_frame), lambda: frame_floor(layout, min_per_frame))
+
+
+def _in_graph(device: torch.device) -> bool:
+    """Whether this call is being compiled or captured: then nothing may be copied from the host."""
+    return torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def _expect_no_floor(min_per_frame: int) -> None:
+    if min_per_frame:
+        raise ValueError("expected min_per_frame=0 inside a graph: a Plan made outside of it can have one")
+
+
+def _cached(layout: Layout, key: tuple, make: Any) -> Any:
+    """What ``make()`` returned for the layout's last key on this stream: a repeated call copies nothing."""
+    if layout.device.type in ("cuda", "xpu"):
+        key = (*key, torch.get_device_module(layout.device).current_stream(layout.device))
+    last = vars(layout).get("_last")
+    if last is None or last[0] != key:
+        last = vars(layout)["_last"] = key, make()
+    return last[1]
+
+
+def score_rows(rows: Tensor, layout: Layout, kept: Tensor | None, method: str, scores: Any, options: dict) -> Tensor:
+    """float32 [S] from the method or from the caller; +inf for rows after the grids."""
+    if scores is None:
+        chosen = methods.get(method)
+        chosen.check_options(options)
+        score = chosen.score(rows.detach(), layout, kept, **options)
+    else:
+        if options:
+            raise TypeError(f"expected no options with scores, got {', '.join(sorted(options))}")
+        score = scores(rows, layout) if callable(scores) else scores
+        if not isinstance(score, Tensor) or not score.is_floating_point():
+            raise TypeError("expected scores as a floating-point tensor, or a callable that returns one")
+        if score.dim() != 1 or score.shape[0] != layout.total:
+            raise ValueError(f"expected scores of shape ({layout.total},), got {tuple(score.shape)}")
+        score = score.to(torch.float32)
+    return score.masked_fill(layout.extra_mask(), torch.inf) if layout.extra_rows else score
+
+
+class Compressor(torch.nn.Module):
+    """``compress`` with its settings, as a module without parameters: ``Compressor(budget=0.25)(tokens, grid_thw)``.
+
+    Takes every keyword of ``compress`` except the per-call inputs ``scores``, ``query``, ``frames`` and
+    ``timestamps``, which ``forward`` takes.
+    """
+
+    def __init__(self, *, method: str = "evs", **settings: Any) -> None:
+        super().__init__()
+        known = {"budget", "total_budget", "threshold", "capacity", "merge_size", "extra_rows", "min_per_frame"}
+        options = {name: value for name, value in settings.items() if name not in known}
+        methods.get(method).check_options(options)
+        if sum(settings.get(name) is not None for name in ("budget", "total_budget", "threshold")) != 1:
+            raise ValueError("expected one of budget, total_budget and threshold")
+        self.method, self.settings = method, settings
+
+    def forward(self, tokens: Tensor, grid_thw: Any = None, **inputs: Any) -> Packed:
+        return compress(tokens, grid_thw, method=self.method, **self.settings, **inputs)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in {"method": self.method, **self.settings}.items())

@@ -1,0 +1,200 @@
+"""Packed: what a compressor returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vtok import _file, ops
+from vtok.layout import Layout, register_tree
+
+
+class Packed:
+    """The kept rows of a batch, packed back to back in (video, t, h, w) order, and where each came from.
+
+    S source rows, K output rows, V videos, D channels. Output rows that a threshold left unused are padding: values
+    zero, index and positions -1, weight 0.
+
+    Attributes:
+        values: [K, D], dtype of the tokens, differentiable in them.
+        index: int64 [K], the source row of each output row; of a merged row its representative.
+        positions: int64 [K, 3], (t, h, w) of each output row.
+        weight: float32 [K], how many source rows each output row stands for.
+        scores: float32 [S], what the decision was made by, or None where there was none.
+        cu_seqlens: int64 [V+1], where each video starts in the output.
+        assignment: int64 [S], the output row that each source row went into; -1 for a dropped row.
+        counts: int64 [V], rows that passed the threshold, also those that the capacity had no room for (their sum
+            above K shows that rows were lost); None under a budget, which is always met exactly.
+        layout: the Layout of the source rows.
+
+    positions, weight, assignment are made at the first access, without a sync.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        index: Tensor,
+        cu_seqlens: Tensor,
+        layout: Layout,
+        *,
+        scores: Tensor | None = None,
+        counts: Tensor | None = None,
+        longest: int | None = None,
+        positions: Tensor | None = None,
+        weight: Tensor | None = None,
+        assignment: Tensor | None = None,
+    ) -> None:
+        self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
+        self.scores, self.counts = scores, counts
+        self.longest = index.shape[0] if longest is None else longest
+        self.is_merged = weight is not None
+        self._positions, self._weight, self._assignment = positions, weight, assignment
+
+    def __repr__(self) -> str:
+        videos, source = self.layout.videos, self.layout.total
+        return f"Packed({videos} videos, {self.index.shape[0]} of {source} rows, values {tuple(self.values.shape)})"
+
+    @property
+    def positions(self) -> Tensor:
+        if self._positions is None:
+            self._positions = self.layout.positions(self.index)
+        return self._positions
+
+    @property
+    def weight(self) -> Tensor:
+        if self._weight is None:
+            self._weight = (self.index >= 0).to(torch.float32)
+        return self._weight
+
+    @property
+    def assignment(self) -> Tensor:
+        if self._assignment is None:
+            slots = torch.arange(self.index.shape[0], dtype=torch.int64, device=self.index.device)
+            spare = self.index.new_full((self.layout.total + 1,), -1)  # the last one takes the padding
+            self._assignment = spare.scatter(0, self._kept_or_spare(), slots)[:-1]
+        return self._assignment
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [S]: the source rows in ``index``."""
+        spare = torch.zeros(self.layout.total + 1, dtype=torch.bool, device=self.index.device)
+        return spare.index_fill(0, self._kept_or_spare(), True)[:-1]
+
+    def _kept_or_spare(self) -> Tensor:
+        return torch.where(self.index < 0, self.layout.total, self.index)
+
+    def take(self, x: Tensor) -> Tensor:
+        """The rows of ``x`` [S, ...] at ``index``: position ids, cos and sin, deepstack features. Padding is zero."""
+        self._expect_source(x)
+        return ops.pack(_flat(x), self.index).reshape(self.index.shape[0], *x.shape[1:])
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The same merge applied to ``x`` [S, ...]: the mean of each output row's sources; ``take`` if none merged."""
+        if not self.is_merged:
+            return self.take(x)
+        self._expect_source(x)
+        members, offsets = ops.group(self.assignment, self.index.shape[0])
+        values, _ = ops.merge(_flat(x), members, offsets)
+        return values.reshape(self.index.shape[0], *x.shape[1:])
+
+    def _expect_source(self, x: Tensor) -> None:
+        if x.dim() < 1 or x.shape[0] != self.layout.total:
+            raise ValueError(f"expected x with one row per source row ({self.layout.total}), got {tuple(x.shape)}")
+
+    def unmerge(self, values: Tensor | None = None, *, fill: str = "zero") -> Tensor:
+        """Back to one row per source row: each gets the output row that it went into.
+
+        Args:
+            values: [K, ...], for example what a model made of the output rows; the packed values if left out.
+            fill: what a dropped row gets: "zero", or "previous": the last kept row at the same site of an earlier
+                frame of its video (zero where there is none).
+
+        Returns:
+            [S, ...], differentiable in ``values``. Never syncs.
+        """
+        values = self.values if values is None else values
+        if values.dim() < 1 or values.shape[0] != self.index.shape[0]:
+            raise ValueError(f"expected values with {self.index.shape[0]} rows, got {tuple(values.shape)}")
+        if fill not in ("zero", "previous"):
+            raise ValueError(f"expected fill 'zero' or 'previous', got {fill!r}")
+        source = self.assignment if fill == "zero" else self._previous()
+        return ops.pack(_flat(values), source).reshape(source.shape[0], *values.shape[1:])
+
+    def _previous(self) -> Tensor:
+        """``assignment`` with each dropped row given that of the last kept row at its site, by a scan over time."""
+        layout, row = self.layout, torch.arange(self.layout.total, dtype=torch.int64, device=self.index.device)
+        if layout.videos == 0:
+            return self.assignment
+        video = layout.video_of(row)
+        sites, frames = layout.tokens_per_frame[video].clamp(min=1), layout.cu_frames.diff()[video]
+        start = layout.cu_seqlens[video]
+        t, site = (row - start) // sites, (row - start) % sites
+        inside = t < frames
+        column = torch.where(inside, start + site * frames, row)  # rows sorted by site, then time
+        slot = torch.where(inside, column + t, row)
+        by_site = torch.empty_like(row).scatter(0, slot, self.assignment)
+        last = torch.where(by_site >= 0, row, -1).cummax(0).values[slot]
+        return torch.where(last >= column, by_site[last.clamp(min=0)], -1)
+
+    @property
+    def frame_counts(self) -> Tensor:
+        """int64 [F]: output rows of each frame, all videos' frames in order; rows after the grids are not counted."""
+        first, sites = self.layout.frame_starts()
+        rows = self._kept_or_spare()
+        return torch.searchsorted(rows, first + sites) - torch.searchsorted(rows, first)
+
+    @property
+    def frame_cu_seqlens(self) -> Tensor:
+        """int64 [F+1]: where each frame starts in the output. ValueError with rows after the grids: no frame's."""
+        if self.layout.extra_rows:
+            raise ValueError(f"expected a layout without extra rows, got {self.layout.extra_rows} per video")
+        return torch.nn.functional.pad(self.frame_counts.cumsum(0), (1, 0))
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(values [V, Kmax, D], bool mask [V, Kmax] of the real rows): a video a line. Never syncs.
+
+        Kmax is the longest video's count under a budget, and the capacity under a threshold.
+        """
+        slot = torch.arange(self.longest, dtype=torch.int64, device=self.index.device)
+        rows = self.cu_seqlens[:-1, None] + slot
+        mask = rows < self.cu_seqlens[1:, None]
+        values = ops.pack(self.values, torch.where(mask, rows, -1).flatten())
+        return values.reshape(self.layout.videos, self.longest, *self.values.shape[1:]), mask
+
+    def trim(self) -> Packed:
+        """The same without padding. Waits for the device, to learn how many rows there are; not for captured code."""
+        kept = int(self.cu_seqlens[-1])
+        return Packed(
+            self.values[:kept],
+            self.index[:kept],
+            self.cu_seqlens,
+            self.layout,
+            scores=self.scores,
+            counts=self.counts,
+            longest=int(self.cu_seqlens.diff().amax()) if self.layout.videos else 0,
+            positions=self.positions[:kept],
+            weight=self.weight[:kept] if self.is_merged else None,
+            assignment=self._assignment,
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything to a safetensors file (needs ``safetensors``); an existing file is kept unless asked."""
+        _file.save(self, path, overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> Packed:
+        """Read what ``save`` wrote. The file is not trusted: anything inconsistent in it is a ValueError."""
+        return _file.load(path, device)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+register_tree(
+    Packed,
+    ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
+     "_positions", "_weight", "_assignment"],
+)  # fmt: skip
