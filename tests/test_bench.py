@@ -33,13 +33,13 @@ def test_every_op_has_workloads():
 
 @pytest.mark.parametrize("op, workload", TINY, ids=[f"{op}-{w.name.replace(' ', '-')}" for op, w in TINY])
 def test_workload(op, workload):
-    """vtok equals the reference, eager returns the same form, no input is all zeros, and the bytes are the tensors'."""
+    """vtok equals the reference, eager returns the same, inputs aren't zeros, and no bytes are counted that aren't."""
     subject, args = Subject(op, modules()[op]), workload.make(CPU)
     got = subject.run(*args, **workload.kwargs)
     verify(got, subject.reference(*args, **workload.kwargs), workload.exact)
-    suite.same_form(subject.eager(*args, **workload.kwargs), got)
+    suite.same_form(subject.eager(*args, **workload.kwargs), got, shapes=False)
     assert args[0].any()
-    assert workload.roof in ("read", "copy", None) and (workload.roof or workload.limit_us)
+    assert workload.roof in ("read", "copy", None)
     assert 0 < workload.bytes <= measure.tensor_bytes((args, got))
 
 
@@ -198,6 +198,7 @@ def test_bars():
     assert missed("cuda", "cuda", roof=None, limit_us=25) == ["30.0 µs over the bound > 25 µs"]
     assert missed("cuda", "cuda", roof="read", limit_us=25, share=0.2) == []  # 24 µs over a bound of 6
     assert missed("cuda", "cuda", roof=None, clock="synced") == ["syncs with the host"]
+    assert missed("cuda", "cuda", roof=None, launches=4) == ["4 launches > 3"]
     assert missed("cpu", roof=None, rows=1000, extra_bytes=40_000) == ["40.0 extra bytes a row > 16"]
 
 
