@@ -36,12 +36,12 @@ def topk_kernel(scores, cu_seqlens, cu_k, out, rows, segments, slots, LARGEST: t
     prefix = tl.zeros([], tl.uint32)
     left = wanted  # to take among the rows whose key starts with the prefix
     for shift in tl.static_range(24, -1, -8):
-        counts = tl.zeros([512], tl.int32)  # of the next byte; the upper half takes what has another prefix
+        counts = tl.zeros([512], tl.int64)  # of the next byte; the upper half takes what has another prefix
         for first in range(begin, end, BLOCK):
             row = first + lanes
             keys = topk_keys(tl.load(scores + row, mask=row < end, other=0), LARGEST)
             same = (row < end) & ((keys >> shift >> 8) == prefix)
-            counts += tl.histogram(tl.where(same, (keys >> shift) & 255, 256).to(tl.int32), 512)
+            counts += tl.histogram(tl.where(same, (keys >> shift) & 255, 256).to(tl.int32), 512).to(tl.int64)
         counts = tl.where(bins < 256, counts, 0)
         byte = tl.sum(((bins < 256) & (tl.cumsum(counts, reverse=True) >= left)).to(tl.int32)) - 1
         left -= tl.sum(tl.where(bins > byte, counts, 0))

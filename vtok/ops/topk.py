@@ -31,7 +31,7 @@ def topk(scores: Tensor, cu_seqlens: Tensor, cu_k: Tensor, k: int, *, largest: b
 
     Raises:
         RuntimeError: wrong rank, shape, dtype or device, or k < 0; on the CPU also boundaries that are not ascending
-            from 0. On other devices the rows and slots such boundaries name beyond the tensors are left out, for
+            from 0, and on CUDA 2^32 scores or more. On other devices the rows and slots such boundaries name beyond the tensors are left out, for
             looking would cost a sync.
 
     Source: the retention mask of EVS, the first K of a stable descending argsort, here for each segment. Equivalent,
