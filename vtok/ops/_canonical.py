@@ -1,8 +1,9 @@
 """The one order in which scores are summed, so that decisions are bit-equal on every backend.
 
-Products are rounded, then added. Of D values, value i belongs to lane i mod 64 of segment i div 512. A segment sums the
-up to 8 values of each lane in ascending i, from +0; segments are added lane by lane, ascending; then lanes fold,
-t[l] += t[l + h] for h = 32, 16, 8, 4, 2, 1. csrc/common/canonical.h and triton_kernels/_canonical.py keep the same order.
+Products are rounded, then added. Of D values, value i belongs to lane i mod 64 of segment i div 512. A segment sums
+the up to 8 values of each lane in ascending i, from +0; segments are added lane by lane, ascending; then lanes fold,
+t[l] += t[l + h] for h = 32, 16, 8, 4, 2, 1. csrc/common/canonical.h, csrc/common/canonical.cuh and
+triton_kernels/_canonical.py keep the same order.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """The correctly rounded root: of float32 through float64, whose root rounds to it exactly."""
+    """The correctly rounded root. torch.sqrt of float64 may be off by an ulp (MKL), which rounding to float32 removes;
+    the complex root goes through the C library, which rounds correctly."""
+    if x.dtype == torch.float64:
+        return torch.complex(x, torch.zeros_like(x)).sqrt().real
     return x.double().sqrt().to(x.dtype)
 
 

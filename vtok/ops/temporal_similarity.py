@@ -24,7 +24,7 @@ def temporal_similarity(
     Args:
         tokens: float32, float16, bfloat16 or float64, shape (S, D): V videos packed in (video, t, h, w) order. Rows may
             be strided; columns that are not dense are copied first.
-        cu_seqlens: int64, shape (V+1,), video v is rows [cu_seqlens[v], cu_seqlens[v+1]); ascending from 0 to at most S.
+        cu_seqlens: int64, shape (V+1,), video v is rows [cu_seqlens[v], cu_seqlens[v+1]); ascending from 0, at most S.
         tokens_per_frame: int64, shape (V,), rows of one frame of each video; 0 or less compares nothing.
         metric: "cosine", dot / max(√(|a|²·|b|²), eps), exactly 1 for identical rows and 0 for a zero row; or "l2", the
             distance -|a - b|. Either way more is more alike.
