@@ -80,9 +80,6 @@ struct SquaredDistance {  // |a - b|²
   }
 };
 
-// Some lanes at a time, as many as have their sums in registers.
-constexpr int kPairsAtOnce = 2;
-
 template <class Terms, class T>
 struct CanonicalSums {
   using A = accumulator_t<T>;
@@ -92,29 +89,25 @@ struct CanonicalSums {
 
   V total[kPairs][2][Terms::kSums] = {};
 
-  // One segment of `steps` times 64 values; `ahead` is fetched into the cache meanwhile.
+  // One segment of `steps` times 64 values; `ahead` is fetched into the second-level cache meanwhile.
   inline void add_segment(const T* a, const T* b, int steps, const T* ahead) {
-    for (int pair = 0; pair < kPairs; pair += kPairsAtOnce) {
-      V partial[kPairsAtOnce][2][Terms::kSums] = {};
-      for (int step = 0; step < steps; ++step) {
-        const int at = step * kCanonicalLanes + pair * kPair;
-#pragma GCC unroll 4
-        for (int p = 0; p < kPairsAtOnce; ++p) {
-          V a0, a1, b0, b1;
-          load_two(a + at + p * kPair, a0, a1);
-          load_two(b + at + p * kPair, b0, b1);
-          Terms::add(partial[p][0], a0, b0);
-          Terms::add(partial[p][1], a1, b1);
-        }
-        for (uint64_t byte = 0; byte < kPairsAtOnce * kPair * sizeof(T); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(ahead + at) + byte);
+    V partial[kPairs][2][Terms::kSums] = {};
+#pragma GCC unroll 1
+    for (int at = 0; at < steps * kCanonicalLanes; at += kCanonicalLanes) {
+#pragma GCC unroll 16
+      for (int p = 0; p < kPairs; ++p) {
+        V a0, a1, b0, b1;
+        load_two(a + at + p * kPair, a0, a1);
+        load_two(b + at + p * kPair, b0, b1);
+        Terms::add(partial[p][0], a0, b0);
+        Terms::add(partial[p][1], a1, b1);
       }
-#pragma GCC unroll 4
-      for (int p = 0; p < kPairsAtOnce; ++p)
-        for (int half = 0; half < 2; ++half)
-          for (int s = 0; s < Terms::kSums; ++s)
-            total[pair + p][half][s] = total[pair + p][half][s] + partial[p][half][s];
+      for (uint64_t byte = 0; byte < kCanonicalLanes * sizeof(T); byte += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead + at) + byte, 0, 2);
     }
+    for (int p = 0; p < kPairs; ++p)
+      for (int half = 0; half < 2; ++half)
+        for (int s = 0; s < Terms::kSums; ++s) total[p][half][s] = total[p][half][s] + partial[p][half][s];
   }
 
   // The segment's last 64 may be incomplete: zeros fill it up.

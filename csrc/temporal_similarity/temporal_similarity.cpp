@@ -23,6 +23,7 @@ void check_temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, c
 namespace {
 
 constexpr int64_t kBlockBytes = 384 * 1024;  // rows of a block: they stay in the second-level cache for one frame
+constexpr int64_t kAheadBytes = 16 * 1024;   // what is on its way from memory while a row is at work
 
 // Sites of a block: as many as the cache holds, but at least one block a thread, of equal widths.
 int64_t block_width(int64_t frame, int64_t row_bytes, int64_t threads) {
@@ -64,7 +65,7 @@ Tensor temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, const
       if (count == 0) continue;
       const int64_t n = v < videos ? per_frame[v] : 0, frame = n > 0 ? std::min(n, count) : count;
       const SimilarityVideo video{from + first * stride_bytes, source.stride(0), D, count, frame,
-                                  block_width(frame, row_bytes, threads), eps, l2,
+                                  block_width(frame, row_bytes, threads), kAheadBytes / (row_bytes + 1) + 1, eps, l2,
                                   to + first * static_cast<int64_t>(scores.element_size())};
       score_places(type, video, std::max<int64_t>(begin - first, 0), std::min(end - first, count));
     }
