@@ -86,7 +86,7 @@ def errors() -> list[Error]:
         Error(f"{op}tokens_per_frame of dtype int64, got float32", (x, cu, n.float())),
         Error(f"{op}tokens_per_frame of shape (V,)=(2,), got (3,)", (x, cu, torch.tensor([1, 2, 3]))),
         Error(f'{op}metric of "cosine" or "l2", got "l1"', (x, cu, n), {"metric": "l1"}),
-        Error(f"{op}eps finite and >= 0, got -1.0", (x, cu, n), {"eps": -1.0}),
+        Error(f"{op}eps finite and >= 0, got -1", (x, cu, n), {"eps": -1.0}),
         Error(f"{op}eps finite and >= 0, got inf", (x, cu, n), {"eps": math.inf}),
         Error(
             f"{op}cu_seqlens ascending from 0 to at most S=15, got cu_seqlens[2]=16",

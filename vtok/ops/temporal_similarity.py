@@ -59,7 +59,7 @@ def check(tokens: Tensor, cu_seqlens: Tensor, tokens_per_frame: Tensor, metric: 
     shape = f"tokens_per_frame of shape (V,)=({videos},)"
     _check.expect(tokens_per_frame.shape[0] == videos, op, shape, _check.shape_text(tokens_per_frame))
     _check.expect(metric in ("cosine", "l2"), op, 'metric of "cosine" or "l2"', f'"{metric}"')
-    _check.expect(math.isfinite(eps) and eps >= 0, op, "eps finite and >= 0", eps)
+    _check.expect(math.isfinite(eps) and eps >= 0, op, "eps finite and >= 0", f"{eps:g}")
 
 
 def reference(
