@@ -71,10 +71,15 @@ def test_opcheck(op, case):
     torch.library.opcheck(getattr(torch.ops.vtok, op).default, case.args, case.kwargs, test_utils=tests)
 
 
+def finite(result) -> tuple[torch.Tensor, ...]:
+    """Sentinels of infinity, which no difference quotient survives, as zeros."""
+    return tuple(torch.where(out.isfinite(), out, 0) for out in outputs(result))
+
+
 @pytest.mark.parametrize("op", sorted(op for op in ROOMS if hasattr(ROOMS[op], "backward")))
 def test_gradients(op):
     for case in TEST_ROOMS[op].grad_cases():
-        torch.autograd.gradcheck(lambda *args, kw=case.kwargs: op_of(op)(*args, **kw), case.args)
+        torch.autograd.gradcheck(lambda *args, kw=case.kwargs: finite(op_of(op)(*args, **kw)), case.args)
 
 
 @over_ops

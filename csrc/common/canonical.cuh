@@ -1,0 +1,109 @@
+// The canonical order of sums (vtok/ops/_canonical.py) on CUDA. A warp takes a segment of 512 values; thread t has its
+// lanes 2t and 2t+1, in 8 steps. The lanes of all segments meet in shared memory and one warp adds and folds them.
+#pragma once
+
+#include "common/kernel.h"
+
+namespace vtok {
+
+constexpr int kCanonicalLanes = 64;
+constexpr int kCanonicalSegment = 512;
+constexpr int kCanonicalSteps = kCanonicalSegment / kCanonicalLanes;
+
+VTOK_DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
+VTOK_DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
+VTOK_DEVICE double sub_rn(double a, double b) { return __dsub_rn(a, b); }
+VTOK_DEVICE double sqrt_rn(double a) { return __dsqrt_rn(a); }
+
+// Two neighbouring values, moved as one word, and two neighbouring sums.
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  T x, y;
+};
+
+// What one thread holds of a segment of a row.
+template <class T>
+struct Fragment {
+  Two<T> values[kCanonicalSteps];
+};
+
+// The thread's values from `from` on; those `left` or more beyond it are zeros and not looked at. kPairs: both are even.
+template <bool kPairs, class T>
+VTOK_DEVICE void load_fragment(const T* from, int left, Fragment<T>& out) {
+#pragma unroll
+  for (int step = 0; step < kCanonicalSteps; ++step) {
+    const int i = step * kCanonicalLanes;
+    Two<T> two{};
+    if constexpr (kPairs) {
+      if (i < left) two = *reinterpret_cast<const Two<T>*>(from + i);
+    } else {
+      if (i < left) two.x = from[i];
+      if (i + 1 < left) two.y = from[i + 1];
+    }
+    out.values[step] = two;
+  }
+}
+
+// What a pair of values adds to which sums.
+struct DotAndNorm {  // a·b and |b|²
+  static constexpr int kSums = 2;
+  template <class A>
+  VTOK_DEVICE void add(A a, A b, A (&sums)[2]) {
+    sums[0] = add_rn(sums[0], mul_rn(a, b));
+    sums[1] = add_rn(sums[1], mul_rn(b, b));
+  }
+};
+struct SquaredDistance {  // |a - b|²
+  static constexpr int kSums = 1;
+  template <class A>
+  VTOK_DEVICE void add(A a, A b, A (&sums)[1]) {
+    const A difference = sub_rn(b, a);
+    sums[0] = add_rn(sums[0], mul_rn(difference, difference));
+  }
+};
+
+// The lanes of a segment, of each sum.
+template <class Terms, class A>
+struct SegmentLanes {
+  Two<A> sums[Terms::kSums][kWarp];
+};
+
+template <class Terms, class T>
+VTOK_DEVICE void add_segment(const Fragment<T>& a, const Fragment<T>& b,
+                             SegmentLanes<Terms, accumulator_t<T>>& lanes) {
+  accumulator_t<T> x[Terms::kSums] = {}, y[Terms::kSums] = {};
+#pragma unroll
+  for (int step = 0; step < kCanonicalSteps; ++step) {
+    Terms::add(widen(a.values[step].x), widen(b.values[step].x), x);
+    Terms::add(widen(a.values[step].y), widen(b.values[step].y), y);
+  }
+#pragma unroll
+  for (int s = 0; s < Terms::kSums; ++s) lanes.sums[s][threadIdx.x] = Two<accumulator_t<T>>{x[s], y[s]};
+}
+
+// Adds a segment's lanes to those of the segments before it.
+template <class A>
+VTOK_DEVICE void add_lanes(Two<A>& total, const Two<A>& lanes) {
+  total.x = add_rn(total.x, lanes.x);
+  total.y = add_rn(total.y, lanes.y);
+}
+
+// t[l] += t[l + h] for h = 32, 16, 8, 4, 2 between threads, then 1 within one; the whole warp, the sum in every thread.
+template <class A>
+VTOK_DEVICE A fold_lanes(Two<A> lanes) {
+#pragma unroll
+  for (int h = kWarp / 2; h; h /= 2) {
+    lanes.x = add_rn(lanes.x, __shfl_xor_sync(kFullMask, lanes.x, h));
+    lanes.y = add_rn(lanes.y, __shfl_xor_sync(kFullMask, lanes.y, h));
+  }
+  return add_rn(lanes.x, lanes.y);
+}
+
+// dot / max(sqrt(norm_a * norm_b), eps) of squared norms; NaN stays NaN.
+template <class A>
+VTOK_DEVICE A canonical_cosine(A dot, A norm_a, A norm_b, A eps) {
+  const A root = sqrt_rn(mul_rn(norm_a, norm_b));
+  return div_rn(dot, root < eps ? eps : root);
+}
+
+}  // namespace vtok
