@@ -19,7 +19,7 @@ from rooms import ROOT
 
 import vtok
 from vtok import cli, info, trial, video
-from vtok.draw import Grid, draw, spread
+from vtok.draw import Grid, draw, preview, spread
 
 PATCH = 16
 
@@ -113,10 +113,10 @@ def test_goes_by_timestamps_not_by_counting(tmp_path):
 
 
 def test_long_gop(tmp_path):
-    path = save(tmp_path / "a.mp4", moving_square(60, 64, 64), 30, "mpeg4", "yuv420p", g=600, qscale=2)
-    got = read(path, "5")
-    assert len(got.times) == 10
-    assert got.frames.float().sub(torch.from_numpy(moving_square(60, 64, 64)[::6]).float()).abs().mean() < 6
+    frames = moving_square(60, 64, 256)
+    got = read(save(tmp_path / "a.mp4", frames, 30, "mpeg4", "yuv420p", g=600, b=20_000_000), "5")
+    away = (got.frames.float()[:, None] - torch.from_numpy(frames).float()).abs().mean((2, 3, 4))
+    assert away.argmin(1).tolist() == list(range(0, 60, 6))
 
 
 @pytest.mark.parametrize("height, width", [(53, 75), (17, 16), (16, 333), (90, 160)])
@@ -171,6 +171,19 @@ def test_writes_a_sheet_and_a_preview(tmp_path, capfd, frames, fps):
         pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert len(pictures) == frames
     assert panels(pictures[0]) == 3
+
+
+def test_writes_mpeg4_where_there_is_no_h264(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    frames = torch.from_numpy(moving_square(7))
+    video.write(tmp_path / "a.mp4", preview({"one": frames}), Fraction(12))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(pictures) == 7
+    scale = 320 // 64
+    shown = pictures[6][24 : 24 + 48 * scale : scale, 12 : 12 + 320 : scale].astype(float)
+    assert np.abs(shown - frames[6].numpy()).mean() < 12
 
 
 def panels(picture):
@@ -319,17 +332,8 @@ def wav(folder):
     return folder / "sound.wav"
 
 
-def no_frames(folder):
-    with av.open(str(folder / "none.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=12)
-        stream.width = stream.height = 16
-        stream.pix_fmt = "bgr0"
-        container.start_encoding()
-    return folder / "none.mkv"
-
-
-def y4m(width, height):
-    return write_bytes("big.y4m", f"YUV4MPEG2 W{width} H{height} F25:1 C420\nFRAME\n".encode() + bytes(100))
+def y4m(header, data=b""):
+    return write_bytes("clip.y4m", b"YUV4MPEG2 " + header + b" F25:1 C420\n" + data)
 
 
 BAD_FILES = {
@@ -342,10 +346,11 @@ BAD_FILES = {
     "url": (lambda folder: Path("http://example.invalid/a.mp4"), "does not exist"),
     "playlist": (write_bytes("list.m3u8", b"#EXTM3U\n#EXTINF:1,\nhttp://example.invalid/a.ts\n"), "expected a video"),
     "audio only": (wav, "no video stream"),
-    "no frames": (no_frames, "it has none"),
-    "absurd": (y4m(30000, 30000), "of at most"),
-    "absurd, past FFmpeg": (y4m(2000000000, 2000000000), "expected"),
-    "thin": (y4m(16000, 2), "expected"),
+    "no frames": (y4m(b"W16 H16"), "it has none"),
+    "half a frame": (y4m(b"W16 H16", b"FRAME\n" + bytes(100)), "it has none"),
+    "absurd": (y4m(b"W20000 H300", b"FRAME\n" + bytes(9_000_000)), "of at most"),
+    "absurd for FFmpeg": (y4m(b"W30000 H30000", b"FRAME\n"), "FFmpeg can't read"),
+    "thin": (y4m(b"W16000 H2", b"FRAME\n" + bytes(48_000)), "nearer to a square"),
 }
 
 

@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
 def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> None:
     """Encode RGB uint8 [H, W, 3] frames, H and W even: H.264 where FFmpeg has it, else MPEG-4."""
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = {"crf": "18"} if codec == "libx264" else {"qscale": "3"}
+    options = {"crf": "18"} if codec == "libx264" else {"qmin": "2", "qmax": "4"}
     try:
         with av.open(f"file:{path}", "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=rate, options=options)
