@@ -125,7 +125,6 @@ def _open(path: Path):
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "not a regular file"
         raise VideoError(f"expected a video file, got {str(path)!r}, which is {kind}")
-    av.logging.set_level(av.logging.PANIC)
     try:  # "file:" and the whitelist: a name with a colon is a name, and a playlist can't reach the network
         container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except _BAD_DATA as error:
@@ -135,6 +134,8 @@ def _open(path: Path):
         if not streams or container.format.name == "tty":  # FFmpeg plays text files as terminals
             raise VideoError(f"expected a video, got {str(path)!r}, which has no video stream")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError(f"expected a video, got {str(path)!r}, in a format that FFmpeg can't decode")
         width, height = stream.width or 0, stream.height or 0
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             limit = f"{MAX_SIDE} pixels a side and {MAX_PIXELS >> 20} Mpixel"
