@@ -62,9 +62,9 @@ def vtok_run(capfd, *arguments):
 
 
 def process(*arguments, code=None, cwd=None):
-    """``python -m vtok ...``, or Python code, in a process of its own."""
+    """``python -m vtok ...``, or Python code, in a process of its own, on a terminal that spells ASCII alone."""
     command = ["-m", "vtok", *map(str, arguments)] if code is None else ["-c", code]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False
     )
@@ -465,6 +465,21 @@ def test_damaged_files_neither_crash_nor_hang(tmp_path):
     assert len(verdicts) == 36 and set(verdicts) == {"read", "refused"}
 
 
+def test_a_decoder_that_gives_up_leaves_the_frames_before(tmp_path, capfd, monkeypatch, clip):
+    whole = video._timed
+
+    def broken(*arguments):
+        for number, frame in enumerate(whole(*arguments)):
+            if number == 3:
+                raise av.error.InvalidDataError(1, "Invalid data")
+            yield frame
+
+    monkeypatch.setattr(video, "_timed", broken)
+    code, said, complaint = vtok_run(capfd, "compress", clip, "--fps", "12", "--out", tmp_path / "out")
+    assert code == 0 and "3 of 3" in said
+    assert one_sentence(complaint) and "stopped after 3 frames: Invalid data" in complaint
+
+
 def test_a_truncated_video_gives_the_frames_before(tmp_path, capfd):
     path = save(tmp_path / "a.mkv", moving_square(20))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -482,9 +497,10 @@ def test_processes_exit_with_2_and_a_sentence(tmp_path):
 
 
 def test_the_default_folder_is_named_after_the_video(tmp_path, clip):
-    done = process("compress", clip, cwd=tmp_path)
+    odd = "\N{SNOWMAN}\udcff"  # the second half is no Unicode
+    done = process("compress", clip.rename(tmp_path / f"{odd}.mkv"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "square-vtok").iterdir()) == ["preview.mp4", "sheet.png"]
+    assert sorted(p.name for p in (tmp_path / f"{odd}-vtok").iterdir()) == ["preview.mp4", "sheet.png"]
 
 
 WITHOUT = """

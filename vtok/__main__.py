@@ -8,6 +8,8 @@ EXTRA = {"typer", "click", "rich", "av", "PIL", "safetensors"}
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # file names hold what a terminal may not spell
+        stream.reconfigure(errors="backslashreplace")
     try:
         from vtok.cli import run
     except ModuleNotFoundError as error:

@@ -84,7 +84,7 @@ def compress(
         if clip.problem:
             print(f"vtok: {clip.problem}; going on with the frames before", file=sys.stderr)
         result = _compress(clip, patch, amount, method, where)
-        result.steps.insert(0, trial.Step("decode", seconds, clip.frames.nbytes))
+        result.steps.insert(0, trial.Step("decode", seconds, clip.decoded * clip.width * clip.height * 3))
         _write(stage, clip, result, patch, f"{source.name}  ·  {method}", save_tokens)
     out.print(_table(clip, result, where), soft_wrap=True)
     out.print(Text(f"wrote {', '.join(str(folder / name) for name in names)}"), soft_wrap=True)
@@ -95,7 +95,8 @@ def list_methods() -> None:
     """The compressors by name."""
     table = Table(box=None, show_header=False)
     for name in methods.names():
-        table.add_row(name, Text((methods.get(name).score.__doc__ or "").strip().partition("\n")[0]))
+        told = sys.modules[methods.get(name).score.__module__].__doc__ or ""
+        table.add_row(name, Text(told.strip().partition("\n")[0]))
     out.print(table, soft_wrap=True)
 
 
@@ -221,7 +222,7 @@ def _table(clip: video.Clip, result: trial.Trial, device: torch.device) -> Table
     table.add_row("ratio", f"{result.rows / result.tokens:.1%}, {result.tokens / max(1, result.rows):.1f} to 1")
     for step in result.steps:
         table.add_row(step.name, str(step))
-    table.add_row("backend", f"{device}: {', '.join(f'{op} {by}' for op, by in result.backends.items()) or 'torch'}")
+    table.add_row(f"backend, {device}", "\n".join(f"{op}: {by}" for op, by in result.backends.items()) or "torch")
     for name, value in result.psnr.items():
         table.add_row(f"PSNR, {name}", f"{value:.2f} dB")
     return table
