@@ -7,6 +7,7 @@ from vtok._version import __version__
 from vtok.budget import plan
 from vtok.compress import Compressor, compress
 from vtok.decide import Plan
+from vtok.draw import draw
 from vtok.layout import Layout
 from vtok.ops._rooms import backend_of
 from vtok.packed import Packed
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "backend_of",
     "compress",
+    "draw",
     "integrations",
     "methods",
     "ops",

@@ -1,0 +1,228 @@
+"""The command line: ``vtok compress | bench | info | methods``. Bad input is one sentence on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import PIL.Image  # noqa: F401  needed only later: a missing extra is said at once
+import safetensors  # noqa: F401
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vtok import info, methods, trial, video
+from vtok.draw import draw, kept_per_frame, preview, sheet, spread
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+out, err = Console(), Console(stderr=True)
+
+
+class Problem(Exception):
+    """One sentence for the user."""
+
+
+def run(args: list[str]) -> int:
+    try:
+        return app(args or ["--help"], prog_name="vtok", standalone_mode=False) or 0
+    except Problem as problem:
+        sentence = str(problem)
+    except Exception as error:  # typer's own usage errors; their class moves between its versions
+        if not hasattr(error, "format_message"):
+            raise
+        sentence = error.format_message()
+    print("vtok:", " ".join(sentence.split()), file=sys.stderr)
+    return 2
+
+
+@app.callback()
+def _about() -> None:
+    """Compress video tokens for video language models."""
+
+
+@app.command()
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="VIDEO", help="Any file FFmpeg reads.")],
+    budget: Annotated[str | None, typer.Option(metavar="N", help="Rows to keep.")] = None,
+    keep: Annotated[str | None, typer.Option(metavar="SHARE", help="25% or 0.25; the default is 25%.")] = None,
+    method: Annotated[str, typer.Option(help="A name from `vtok methods`.")] = "evs",
+    fps: Annotated[str, typer.Option(metavar="N", help="Frames taken per second.")] = "2",
+    size: Annotated[int, typer.Option(metavar="PX", help="Longest side; larger frames are scaled down.")] = 448,
+    patch: Annotated[int, typer.Option(metavar="PX", help="Side of a patch.")] = 16,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the default is cuda if there is one.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The default is ./<VIDEO>-vtok.")] = None,
+    save_tokens: Annotated[bool, typer.Option("--save-tokens", help="Also write tokens.safetensors.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
+) -> None:
+    """Compress the patches of a video; sheet.png and preview.mp4 show what was kept."""
+    amount = _amount(budget, keep)
+    rate = _number(fps)
+    if rate <= 0:
+        raise Problem(f"expected --fps to be a number > 0, got {fps!r}")
+    for name, value in (("--size", size), ("--patch", patch)):
+        if not 1 <= value <= video.MAX_SIDE:
+            raise Problem(f"expected {name} in [1, {video.MAX_SIDE}], got {value}")
+    if method not in methods.names():
+        raise Problem(f"expected --method to be one of {', '.join(methods.names())}, got {method!r}")
+    where = _device(device)
+    folder = folder or Path(f"{source.stem}-vtok")
+    names = ["sheet.png", "preview.mp4", *(["tokens.safetensors"] if save_tokens else [])]
+    with _staged(folder, names, force) as stage:
+        clip, seconds = trial.timed(lambda: _decode(source, rate, size, patch), torch.device("cpu"))
+        if clip.problem:
+            print(f"vtok: {clip.problem}; going on with the frames before", file=sys.stderr)
+        result = _compress(clip, patch, amount, method, where)
+        result.steps.insert(0, trial.Step("decode", seconds, clip.decoded * clip.width * clip.height * 3))
+        _write(stage, clip, result, patch, f"{source.name}  ·  {method}", save_tokens)
+    out.print(_table(clip, result, where), soft_wrap=True)
+    out.print(Text(f"wrote {', '.join(str(folder / name) for name in names)}"), soft_wrap=True)
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """The compressors by name."""
+    table = Table(box=None, show_header=False)
+    for name in methods.names():
+        told = sys.modules[methods.get(name).score.__module__].__doc__ or ""
+        table.add_row(name, Text(told.strip().partition("\n")[0]))
+    out.print(table, soft_wrap=True)
+
+
+@app.command(name="info")
+def show_info() -> None:
+    """What runs here, for a bug report."""
+    table = Table(box=None, show_header=False)
+    for section, values in info.report().items():
+        table.add_row(Text(section, "bold"))
+        for name, value in values.items():
+            table.add_row(Text(f"  {name}"), Text(value))
+    out.print(table, soft_wrap=True)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure the ops on this machine; `vtok bench --help` says more."""
+    from vtok.bench.report import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+def _amount(budget: str | None, keep: str | None) -> int | Fraction:
+    """Rows, or a share."""
+    if budget is not None and keep is not None:
+        raise Problem("expected --budget or --keep, got both")
+    if budget is not None:
+        rows = _number(budget)
+        if rows < 1 or rows.denominator != 1:
+            raise Problem(f"expected --budget to be a number of rows >= 1, got {budget!r}")
+        return int(rows)
+    keep = "25%" if keep is None else keep
+    share = _number(keep.removesuffix("%")) / (100 if keep.endswith("%") else 1)
+    if not 0 < share <= 1:
+        raise Problem(f"expected --keep in (0%, 100%], such as 25% or 0.25, got {keep!r}")
+    return share
+
+
+def _number(text: str) -> Fraction:
+    """The decimal a text spells; 0, which no option takes, where it spells none."""
+    try:
+        return Fraction(text) if math.isfinite(float(text)) else Fraction(0)
+    except ValueError:
+        return Fraction(0)
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # what an absent device raises depends on its kind
+        reason = str(error).partition("\n")[0]
+        raise Problem(f"expected a --device that this torch can use, got {name!r}: {reason}") from error
+    return device
+
+
+def _decode(source: Path, rate: Fraction, size: int, patch: int) -> video.Clip:
+    columns = (TextColumn("decode"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("decode", total=None)
+
+        def progress(seconds: float, duration: float | None) -> None:
+            bar.update(task, completed=seconds, total=duration)
+
+        try:
+            return video.read(source, fps=rate, size=size, patch=patch, progress=progress)
+        except (video.VideoError, OSError) as error:
+            raise Problem(str(error)) from error
+
+
+def _compress(clip: video.Clip, patch: int, amount: int | Fraction, method: str, device: torch.device) -> trial.Trial:
+    try:
+        return trial.run(clip.frames, patch, amount, method, device)
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise Problem(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
+def _write(stage: Path, clip: video.Clip, result: trial.Trial, patch: int, title: str, save_tokens: bool) -> None:
+    shown = draw(clip.frames, result.packed, patch=patch)
+    counts = kept_per_frame(clip.frames, result.packed)
+    cells = spread(len(counts))
+    labels = [(f"{clip.times[i]:.2f} s", f"kept {counts[i]} of {result.tokens // len(counts)}") for i in cells]
+    facts = f"{len(counts)} frames  ·  {result.tokens:,} tokens in, {result.rows:,} rows out  ·  PSNR rebuilt: "
+    facts += ", ".join(f"{name} {value:.1f} dB" for name, value in result.psnr.items())
+    panels = {"original": clip.frames, "kept": shown, "rebuilt": result.rebuilt}
+    try:
+        sheet(shown[cells], labels, title, facts).save(stage / "sheet.png", optimize=True)
+        video.write(stage / "preview.mp4", preview(panels), clip.rate)
+        if save_tokens:
+            result.packed.save(stage / "tokens.safetensors")
+    except (video.VideoError, OSError) as error:
+        raise Problem(str(error)) from error
+
+
+@contextmanager
+def _staged(folder: Path, names: list[str], force: bool) -> Iterator[Path]:
+    """A folder to write into; what it holds moves to ``folder`` once all of it is there, or not at all."""
+    for target in (folder / name for name in names):
+        if os.path.lexists(target) and (target.is_dir() or not force):
+            remedy = "a directory" if target.is_dir() else "which exists; --force replaces it"
+            raise Problem(f"expected to write {str(target)!r}, {remedy}")
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".vtok-", dir=folder) as stage:
+            yield Path(stage)
+            for name in names:
+                os.replace(Path(stage, name), folder / name)
+    except OSError as error:
+        raise Problem(f"expected a folder to write to, got {str(folder)!r}: {error.strerror}") from error
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _table(clip: video.Clip, result: trial.Trial, device: torch.device) -> Table:
+    height, width = clip.frames.shape[1:3]
+    table = Table(box=None, show_header=False)
+    table.add_row("frames", f"{len(clip.times)} of {clip.decoded}, {width}x{height} of {clip.width}x{clip.height}")
+    table.add_row("tokens in", f"{result.tokens:,} of {result.packed.values.shape[1]:,} numbers")
+    table.add_row("rows out", f"{result.rows:,}")
+    table.add_row("ratio", f"{result.rows / result.tokens:.1%}, {result.tokens / max(1, result.rows):.1f} to 1")
+    for step in result.steps:
+        table.add_row(step.name, str(step))
+    table.add_row(f"backend, {device}", "\n".join(f"{op}: {by}" for op, by in result.backends.items()) or "torch")
+    for name, value in result.psnr.items():
+        table.add_row(f"PSNR, {name}", f"{value:.2f} dB")
+    return table
