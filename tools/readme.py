@@ -16,15 +16,15 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def sentences(docstring: str) -> str:
-    return " ".join(inspect.cleandoc(docstring).split())
+    return " ".join(inspect.cleandoc(docstring).split()).replace("``", "`")
 
 
 def op_row(name: str) -> str:
     doc = inspect.getdoc(getattr(vtok.ops, name)) or ""
     text = sentences(doc)
-    what = doc.splitlines()[0].rstrip(".")
+    what = doc.splitlines()[0].rstrip(".").replace("``", "`")
     exact = re.search(r"Class ([ET])", text)
-    differentiable = re.search(r"(?<!Not )Differentiable in ([^.(]*)", text)
+    differentiable = re.search(r"(?<!Not )Differentiable in ([^.,:(]*)", text)
     takes = ROOMS[name].SCHEMA[len(name) : ROOMS[name].SCHEMA.index(" ->")]
     names = [p.split()[-1].split("=")[0] for p in takes.strip("()").split(",") if p.strip() != "*"]
     cells = [
@@ -42,12 +42,15 @@ def ops_table() -> str:
     return "\n".join([head, *map(op_row, sorted(ROOMS))])
 
 
+def first_line(method: str) -> str:
+    """What the method's module says of it, without its name in front."""
+    line = (inspect.getmodule(vtok.methods.get(method).score).__doc__ or "").partition("\n")[0]
+    return line.removeprefix(f"{method}: ").rstrip(".")
+
+
 def methods_table() -> str:
     head = "| method | what it keeps |\n|---|---|"
-    rows = [
-        f"| `{name}` | {(inspect.getdoc(vtok.methods.get(name)) or '').splitlines()[0].rstrip('.')} |"
-        for name in vtok.methods.names()
-    ]
+    rows = [f"| `{name}` | {first_line(name)} |" for name in vtok.methods.names()]
     return "\n".join([head, *rows])
 
 
