@@ -10,7 +10,7 @@ namespace vtok {
 constexpr int kCompactThreads = 256;
 constexpr int kCompactRows = 16;                             // rows a thread looks at at a time, one 16-byte word
 constexpr int kCompactTile = kCompactThreads * kCompactRows;  // and a block
-constexpr int64_t kCompactSpans = 1024;
+constexpr int64_t kCompactSpans = 512;
 
 struct CompactSpans {
   int64_t count, tiles;  // blocks, and tiles in the span of each
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kCompactThreads)
     __syncthreads();
     for (int64_t j = thread; j < kept && slot + j < capacity; j += kCompactThreads)
       index[slot + j] = start + shared.rows[j];
-    // What lies before a boundary is kept by the video that ends there or an earlier one: add it to that video and
-    // take it from the next.
+    // A video keeps what lies before its end less what lies before its start: each boundary adds to one and takes
+    // from the next.
     for (int64_t v = shared.boundaries[0] + thread; v < shared.boundaries[1]; v += kCompactThreads) {
       const int64_t last = cu[v] - start - 1;  // the row before the boundary
       if (last < 0 || last >= kCompactTile) continue;

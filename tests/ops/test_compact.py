@@ -60,13 +60,15 @@ def errors() -> list[Error]:
 
 
 def host(kernels, keep, cu_seqlens, capacity):
-    index, counts = poisoned((capacity,), torch.int64), poisoned((cu_seqlens.shape[0] - 1,), torch.int64)
-    spans = min(max(-(-max(keep.shape[0], capacity) // TILE), 1), 1024)
+    videos = cu_seqlens.shape[0] - 1
+    index, counts = poisoned((capacity + 1,), torch.int64), poisoned((videos + 1,), torch.int64)
+    spans = min(max(-(-max(keep.shape[0], capacity) // TILE), 1), 512)
     kernels.compact(
-        to_numpy(keep), keep.shape[0], to_numpy(cu_seqlens), counts.size, index, capacity, counts,
+        to_numpy(keep), keep.shape[0], to_numpy(cu_seqlens), videos, index, capacity, counts,
         poisoned((spans,), torch.int64),
     )  # fmt: skip
-    return from_numpy(index), from_numpy(counts)
+    assert index[capacity] == counts[videos] == poisoned((1,), torch.int64), "written past the end"
+    return from_numpy(index[:capacity]), from_numpy(counts[:videos])
 
 
 @pytest.mark.parametrize("shift", [1, 8, 15])
@@ -125,3 +127,12 @@ def test_properties(videos, capacity, past):
     assert bool((listed.diff() > 0).all()) and bool(keep[listed].all())
     if capacity >= len(keep):
         assert torch.equal(torch.zeros_like(keep).index_fill_(0, listed, True)[: cu[-1]], keep[: cu[-1]])
+
+
+def test_more_tiles_than_blocks(host_kernels):
+    """Blocks that go over several tiles, the last over none."""
+    keep = mask(513 * TILE + 5, 0.01)
+    cu = boundaries(0, 3 * TILE, 4 * TILE + 1, len(keep) - 7)
+    index, counts = host(host_kernels, keep, cu, 20000)
+    want = vtok.ops.compact(keep, cu, 20000)
+    assert torch.equal(index, want[0]) and torch.equal(counts, want[1])
