@@ -353,10 +353,10 @@ def test_methods_are_registered_by_name():
     assert {"evs", "uniform", "random"} <= set(methods.names())
     assert methods.get("random").options == {"seed"}
     with pytest.raises(ValueError, match="expected a new method name, got 'evs'"):
-        methods.register("evs")(lambda tokens, layout, rows: None)
+        methods.register("evs")(lambda tokens, layout, plan: None)
 
     @methods.register("last")
-    def last(tokens, layout, rows, *, reverse=False):
+    def last(tokens, layout, plan, *, reverse=False):
         row = torch.arange(layout.total, dtype=torch.float32)
         return -row if reverse else row
 

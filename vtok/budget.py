@@ -59,10 +59,10 @@ def plan(
     wanted = sum(rows)
     if room < 1 and wanted:
         raise ValueError(f"expected text_tokens below context={context}, got {text_tokens}: no row fits")
-    floors = frame_floors(grids, min_per_frame)
-    if wanted > room and sum(floors) > room:
+    total, floors = min(max(room, 0), wanted), frame_floors(grids, min_per_frame)
+    if sum(floors) > total:
         raise ValueError(f"min_per_frame={min_per_frame} needs {sum(floors)} rows, the context leaves {room}")
-    return allocate(rows, max(min(room, wanted), 0), floors=floors, caps=rows)
+    return allocate(rows, total, floors=floors, caps=rows)
 
 
 def counts(grids: list[Grid], budget: Any, total_budget: Any = None, min_per_frame: int = 0) -> list[Any]:

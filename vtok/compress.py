@@ -72,7 +72,7 @@ def compress(
         if capacity is not None:
             raise ValueError("expected capacity with a threshold only")
         plan = make_plan(layout, budget, total_budget, min_per_frame)
-        score = score_rows(rows, layout, plan.rows, method, scores, options)
+        score = score_rows(rows, layout, plan, method, scores, options)
         index, cu_seqlens = select(score.detach(), plan), plan.cu_seqlens
         return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, longest=plan.longest)
     if budget is not None or total_budget is not None:
@@ -119,7 +119,7 @@ def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int
     if isinstance(budget, Plan):
         if min_per_frame:
             raise ValueError("expected min_per_frame when the Plan is made, got it with one")
-        if (budget.total, budget.rows.shape[0]) != (layout.total, layout.videos):
+        if (budget.total, budget.cu_seqlens.shape) != (layout.total, layout.cu_seqlens.shape):
             raise ValueError(f"expected a Plan for {layout.total} rows of {layout.videos} videos, got another layout's")
         return budget
     if _in_graph(layout.device):
@@ -158,12 +158,12 @@ def _cached(layout: Layout, key: tuple, make: Any) -> Any:
     return last[1]
 
 
-def score_rows(rows: Tensor, layout: Layout, kept: Tensor | None, method: str, scores: Any, options: dict) -> Tensor:
+def score_rows(rows: Tensor, layout: Layout, plan: Plan | None, method: str, scores: Any, options: dict) -> Tensor:
     """float32 [S] from the method or from the caller; +inf for rows after the grids."""
     if scores is None:
         chosen = methods.get(method)
         chosen.check_options(options)
-        score = chosen.score(rows.detach(), layout, kept, **options)
+        score = chosen.score(rows.detach(), layout, plan, **options)
     else:
         if options:
             raise TypeError(f"expected no options with scores, got {', '.join(sorted(options))}")

@@ -38,7 +38,7 @@ class Plan:
 
     Fields:
         total: rows of the layout. k: rows kept in all, extra rows included. longest: those of the longest video.
-        rows: int64 [V], rows that each video's grid keeps.
+        extra_rows: rows after each grid, which are always kept.
         cu_seqlens: int64 [V+1], where each video starts in the output.
         segments, cu_k: int64 [G+1] each: rows [segments[g], segments[g+1]) fill the slots [cu_k[g], cu_k[g+1]).
         floor: what ``min_per_frame`` takes first, or None.
@@ -47,7 +47,7 @@ class Plan:
     total: int
     k: int
     longest: int
-    rows: Tensor
+    extra_rows: int
     cu_seqlens: Tensor
     segments: Tensor
     cu_k: Tensor
@@ -58,20 +58,23 @@ class Plan:
         """Make a budget ready for ``layout``; the arguments and errors of ``vtok.plan``. Runs outside a graph."""
         device, extra = layout.device, layout.extra_rows
         kept = counts(layout.grids, budget, total_budget, min_per_frame)
-        rows = [sum(k) if isinstance(k, list) else k for k in kept]
-        sizes, quotas = [], []
-        for (t, h, w), quota in zip(layout.grids, kept, strict=True):
-            sizes += ([h * w] * t if isinstance(quota, list) else [t * h * w]) + [extra] * bool(extra)
-            quotas += (quota if isinstance(quota, list) else [quota]) + [extra] * bool(extra)
-        cu_k = cumulative(quotas)
+        rows = [extra + (sum(k) if isinstance(k, list) else k) for k in kept]
+        segments, cu_k = layout.cu_seqlens, upload(cumulative(rows), device)
+        cu_seqlens = cu_k
+        if extra or any(isinstance(quota, list) for quota in kept):
+            sizes, quotas = [], []
+            for (t, h, w), quota in zip(layout.grids, kept, strict=True):
+                sizes += ([h * w] * t if isinstance(quota, list) else [t * h * w]) + [extra]
+                quotas += (quota if isinstance(quota, list) else [quota]) + [extra]
+            segments, cu_k = upload(cumulative(sizes), device), upload(cumulative(quotas), device)
         return cls(
             total=layout.total,
-            k=cu_k[-1],
-            longest=max(rows, default=0) + extra,
-            rows=upload(rows, device),
-            cu_seqlens=upload(cumulative([k + extra for k in rows]), device),
-            segments=upload(cumulative(sizes), device),
-            cu_k=upload(cu_k, device),
+            k=sum(rows),
+            longest=max(rows, default=extra),
+            extra_rows=extra,
+            cu_seqlens=cu_seqlens,
+            segments=segments,
+            cu_k=cu_k,
             floor=_floor(layout, kept, min_per_frame) if min_per_frame else None,
         )
 
@@ -108,11 +111,16 @@ class Plan:
             total=layout.total,
             k=total + videos * extra,
             longest=longest + extra,
-            rows=rows,
+            extra_rows=extra,
             cu_seqlens=torch.cat([zero, out_ends]),
             segments=torch.cat([zero, bounds]),
             cu_k=torch.cat([zero, slots]),
         )
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [V], rows that each video's grid keeps."""
+        return self.cu_seqlens.diff() - self.extra_rows
 
 
 def select(scores: Tensor, plan: Plan) -> Tensor:

@@ -26,7 +26,7 @@ class Layout:
         cu_seqlens: int64 [V+1] on the device, where each video starts; its last value is ``total``.
         cu_frames: int64 [V+1] on the device, the number of each video's first frame.
         tokens_per_frame: int64 [V] on the device, sites of one frame.
-        width: int64 [V] on the device, sites of one row of a frame.
+        width: int64 [V] on the device, sites of one row of a frame, at least 1.
         extra_rows: rows of each video after its grid (newline rows); they belong to no frame.
         rows_on_host: int64 [V] on the CPU, rows of each grid; None where all are alike.
         grid_on_host: int64 [V, 3] on the CPU, (t, h, w) in sites of each video; None where all are alike. Read by no
@@ -74,7 +74,7 @@ class Layout:
             cu_seqlens=upload(starts, device),
             cu_frames=upload(frames, device),
             tokens_per_frame=upload([h * w for _, h, w in grids], device),
-            width=upload([w for _, _, w in grids], device),
+            width=upload([max(w, 1) for _, _, w in grids], device),
             extra_rows=extra_rows,
             rows_on_host=torch.tensor([t * h * w for t, h, w in grids], dtype=torch.int64),
             grid_on_host=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
@@ -89,7 +89,7 @@ class Layout:
             cu_seqlens=torch.arange(videos + 1, dtype=torch.int64, device=device) * (t * h * w),
             cu_frames=torch.arange(videos + 1, dtype=torch.int64, device=device) * t,
             tokens_per_frame=torch.full((videos,), h * w, dtype=torch.int64, device=device),
-            width=torch.full((videos,), w, dtype=torch.int64, device=device),
+            width=torch.full((videos,), torch.sym_max(w, 1), dtype=torch.int64, device=device),
             grid_of_each=(t, h, w),
         )
 
@@ -136,9 +136,10 @@ class Layout:
         """
         if self.videos == 0:
             return index.new_full((index.shape[0], 3), -1)
-        video = self.video_of(index)
-        local = index - self.cu_seqlens[video]
-        sites, width = self.tokens_per_frame[video].clamp(min=1), self.width[video].clamp(min=1)
+        local, sites, width = index, self.tokens_per_frame.clamp(min=1), self.width
+        if self.videos > 1:
+            video = self.video_of(index)
+            local, sites, width = index - self.cu_seqlens[video], sites[video], width[video]
         t = local // sites
         site = local - t * sites
         h = site // width

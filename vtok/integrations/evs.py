@@ -56,7 +56,7 @@ def retention_mask(
     rows, layout = as_rows(video_embeds, [size], spatial_merge_size, 0)
     ((t, h, w),) = layout.grids
     plan = Plan.of(layout, budget=[retained_tokens_count(h * w, t, q)])
-    scores = score_rows(rows, layout, plan.rows, method, None, options)
+    scores = score_rows(rows, layout, plan, method, None, options)
     mask = torch.zeros(layout.total, dtype=torch.bool, device=layout.device)
     return mask.index_fill(0, select(scores, plan), True)
 

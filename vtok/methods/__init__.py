@@ -1,7 +1,7 @@
 """The methods: one module each, registered by name and found, never listed.
 
-A method is a function ``score(tokens, layout, rows, **options) -> [S]``: one number for each row of a packed batch, the
-largest kept. ``rows`` is int64 [V] on the device, the rows that each video's grid will keep, or None under a threshold.
+A method is a function ``score(tokens, layout, plan, **options) -> [S]``: one number for each row of a packed batch, the
+largest kept. ``plan.rows`` is int64 [V], the rows that each video's grid will keep; ``plan`` is None under a threshold.
 Ties, order, budget and positions are not its business: ``vtok.compress`` sees to them.
 """
 

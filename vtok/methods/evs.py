@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,12 @@ from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import register
 
+if TYPE_CHECKING:
+    from vtok.decide import Plan
+
 
 @register("evs")
-def evs(tokens: Tensor, layout: Layout, rows: Tensor | None, *, compat: str | None = None) -> Tensor:
+def evs(tokens: Tensor, layout: Layout, plan: Plan | None, *, compat: str | None = None) -> Tensor:
     """1 - cosine to the row at the same site one frame earlier, kept or not; +inf in a first frame.
 
     ``compat="vllm"`` computes the cosine in the dtype of the tokens with 255 in first frames, as the serving engines

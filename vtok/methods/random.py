@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from vtok.layout import Layout
 from vtok.methods import register
 
+if TYPE_CHECKING:
+    from vtok.decide import Plan
+
 LOW_31 = 2**31 - 1
 
 
 @register("random")
-def random(tokens: Tensor, layout: Layout, rows: Tensor | None, *, seed: int = 0) -> Tensor:
+def random(tokens: Tensor, layout: Layout, plan: Plan | None, *, seed: int = 0) -> Tensor:
     """float32 [S] in [0, 1), a hash of the seed and the row's number within its video.
 
     Integer arithmetic alone: the same on every device, inside a graph and in any batch. Videos of one batch draw the
