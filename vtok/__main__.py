@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 EXTRA = {"typer", "click", "rich", "av", "PIL", "safetensors"}
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # file names hold what a terminal may not spell
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names hold what a terminal may not spell
+            stream.reconfigure(errors="backslashreplace")
     try:
         from vtok.cli import run
     except ModuleNotFoundError as error:

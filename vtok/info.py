@@ -7,6 +7,7 @@ import platform
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def report() -> dict[str, dict[str, str]]:
 def backends() -> dict[str, str]:
     """Each op with what serves it on each device."""
     return {
-        op: ", ".join(f"{device} {_guarded(lambda op=op, device=device: backend_of(op, device))}" for device in DEVICES)
+        op: ", ".join(f"{device} {_guarded(partial(backend_of, op, device))}" for device in DEVICES)
         for op in sorted(ROOMS)
     }
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -101,10 +102,9 @@ def fit(width: int, height: int, size: int, patch: int, path: Path | str = "") -
 def _picture(frame: av.VideoFrame, target: tuple[int, int], patch: int) -> np.ndarray:
     """RGB, scaled, cropped around the centre to whole patches, turned the way it is shown."""
     picture = frame.reformat(*target, format="rgb24", interpolation="AREA").to_ndarray()
-    for axis in (0, 1):
-        spare = picture.shape[axis] % patch
-        picture = np.take(picture, range(spare // 2, picture.shape[axis] - spare + spare // 2), axis)
-    return np.rot90(picture, getattr(frame, "rotation", 0) // 90)
+    height, width = (side // patch * patch for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return np.rot90(picture[top : top + height, left : left + width], getattr(frame, "rotation", 0) // 90)
 
 
 def _timed(container, stream) -> Iterator[tuple[Fraction, av.VideoFrame]]:
@@ -155,7 +155,7 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> None:
     options = {"crf": "18"} if codec == "libx264" else {"qmin": "2", "qmax": "4"}
     try:
         with av.open(f"file:{path}", "w", format="mp4") as container:
-            stream = container.add_stream(codec, rate=rate, options=options)
+            stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=options))
             stream.pix_fmt = "yuv420p"
             for frame in frames:
                 if not stream.codec_context.is_open:
