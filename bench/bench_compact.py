@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from vtok.bench.workload import Workload
+from vtok.bench.workload import ROWS, Workload
 
 
 def workloads() -> list[Workload]:
-    return [batch("50k bool, 25 %", 8 * 6272), batch("1M bool, 25 %", 8 * 125440)]
+    return [batch(f"{size} bool, 25 %", ROWS[size]) for size in ("50k", "1M")]
 
 
 def batch(name: str, rows: int, videos: int = 8) -> Workload:
@@ -19,7 +19,7 @@ def batch(name: str, rows: int, videos: int = 8) -> Workload:
         cu_seqlens = torch.arange(videos + 1, device=device) * (rows // videos)
         return keep, cu_seqlens, capacity
 
-    return Workload(name, make, rows + 8 * capacity + 16 * videos, roof="copy")
+    return Workload(name, make, rows + 8 * capacity + 16 * videos, roof=None)
 
 
 def eager(keep: torch.Tensor, cu_seqlens: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from vtok.bench import measure, regress
 from vtok.bench.suite import BEST_ISA, COMPILE_S, Subject, measure_dispatch, measure_workload
 from vtok.bench.workload import modules
 
+BUSY_LOAD = 0.5  # at the start: then other processes ran beside the measurement
 COLUMNS = ("op", "workload", "backend", "µs", "GB/s", "of roof", "× eager", "× compile", "bars")
 
 
@@ -164,6 +165,8 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
 def headline(report: dict[str, Any]) -> str:
     m = report["machine"]
     device = m.get("gpu") or f"{m['cpu']}, {m['isa']}, {m['threads']} threads"
+    if m["device"] == "cpu" and (m["load"] or 0) > BUSY_LOAD:
+        device += f", beside other work (load {m['load']:.1f})"
     versions = [f"{name} {m[name]}" for name in ("vtok", "torch", "triton", "cuda", "driver") if m.get(name)]
     return f"{device} · {' · '.join(versions)} · {report['date']} · commit {report['commit'] or 'unknown'}"
 

@@ -210,7 +210,7 @@ def made_report(**changes) -> dict:
         "op": "pack", "workload": "clip", "device": "cpu", "backend": "cpp avx2", "us": 100.0, "gbs": 4.0, "share": 0.9,
         "bytes": 400, "vs_eager": 2.0, "missed": [], "notes": {"compile": "TimeoutError: slow"},
     }  # fmt: skip
-    machine = {"device": "cpu", "cpu": "Some CPU", "isa": "avx2", "threads": 2, "vtok": "1", "torch": "2"}
+    machine = {"load": 3.0, "device": "cpu", "cpu": "Some CPU", "isa": "avx2", "threads": 2, "vtok": "1", "torch": "2"}
     whole = {"machine": machine, "date": "2026-01-01", "commit": None, "pairs": 15, "dispatch": [], "left_out": []}
     return whole | {"results": [result | changes]}
 
@@ -237,7 +237,15 @@ def test_table_says_everything(capsys):
     full["results"].append(wrong)
     report.show(full)
     shown = capsys.readouterr().out
-    for text in ("Some CPU, avx2, 2 threads", "100.0", "4.0", "90%", "2.00", "share 0.90 < 0.95", "output 0 differs"):
+    for text in (
+        "Some CPU, avx2, 2 threads, beside other work (load 3.0)",
+        "100.0",
+        "4.0",
+        "90%",
+        "2.00",
+        "share 0.90 < 0.95",
+        "output 0 differs",
+    ):
         assert text in shown and text in report.to_markdown(full)
     assert "pack clip: no compile: TimeoutError: slow" in shown
     assert "100.0" in report.plain([report.row(r) for r in full["results"]])
