@@ -93,15 +93,24 @@ class Target:
         return TARGETS[self.arch]
 
 
+def kind_of(function: JITFunction, args: tuple, kwargs: dict) -> tuple:
+    """What tells one kernel of a function from another, whatever the sizes: types, constants and options."""
+    names = [parameter.name for parameter in function.params]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    constants = {p.name for p in function.params if p.is_constexpr} | (kwargs.keys() - set(names))
+    return function, *((k, v if k in constants else getattr(v, "dtype", None)) for k, v in sorted(given.items()))
+
+
 @contextmanager
-def compiling_for(arch: str) -> Iterator[list]:
-    """Within, a launch compiles for ``arch`` and is added to the list; nothing runs."""
-    compiled = []
+def compiling_for(arch: str) -> Iterator[dict]:
+    """Within, a launch compiles for ``arch`` once per kind of kernel, in place of running."""
+    compiled = {}
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-        return compiled[-1]
+        kind = kind_of(self, args, kwargs)
+        if kind not in compiled:
+            compiled[kind] = run(self, *args, grid=grid, warmup=True, **kwargs)
 
     driver.set_active(Target(arch))
     JITFunction.run = compile_only
@@ -112,11 +121,11 @@ def compiling_for(arch: str) -> Iterator[list]:
 
 
 def triton_kernels(arch: str, launches: list[Callable]) -> list[Kernel]:
-    """The kernels that these calls of launchers would run, each distinct one once."""
+    """The kernels that these calls of launchers would run."""
     with compiling_for(arch) as compiled:
         for launch in launches:
             launch()
-    return [measure(kernel) for kernel in {kernel.hash: kernel for kernel in compiled}.values()]
+    return [measure(kernel) for kernel in compiled.values()]
 
 
 def measure(kernel) -> Kernel:

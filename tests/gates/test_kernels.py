@@ -50,7 +50,7 @@ def test_cuda_code(arch):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("arch", TARGETS)
 def test_triton_code(op, arch):
-    kernels = triton_kernels(arch, case_launches(op) + workload_launches(op))
+    kernels = triton_kernels(arch, workload_launches(op) + case_launches(op))
     assert kernels
     for kernel in kernels:
         assert kernel.spilled == 0, kernel.name
