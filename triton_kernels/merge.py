@@ -43,7 +43,7 @@ def merge_kernel(
             found += inside.to(tl.int32)
     if REDUCE == "mean":
         divisor = tl.where(total == 0, 1, total)
-        mean = reduced / divisor if ACC == tl.float64 else tl.div_rn(reduced, divisor)
+        mean = reduced / divisor if reduced.dtype == tl.float64 else tl.div_rn(reduced, divisor)
         reduced = tl.where(total == 0, 0, mean)
     reduced = tl.where(found == 0, 0, reduced)
     tl.store(values + group * D + d, narrow(reduced, values.dtype.element_ty), mask=d < D)

@@ -44,7 +44,8 @@ int64_t group_at(const MergeArgs& args, int64_t unit) {
   int64_t low = 0, high = args.groups;
   while (low < high) {
     const int64_t mid = low + (high - low) / 2;
-    if (args.offsets[mid] + mid < unit) low = mid + 1; else high = mid;
+    if (args.offsets[mid] + mid < unit) low = mid + 1;
+    else high = mid;
   }
   return low;
 }
@@ -59,9 +60,18 @@ std::tuple<Tensor, Tensor> merge(const Tensor& tokens, const Tensor& members, co
   const Tensor sizes = weights ? torch::stable::contiguous(*weights) : tokens;
   Tensor values = empty(tokens, {groups, tokens.size(1)}, tokens.scalar_type());
   Tensor weight = empty(tokens, {groups}, merge_accumulator(tokens));
-  const MergeArgs args{source.const_data_ptr(), tokens.size(0), source.stride(0), tokens.size(1), indices(list),
-                       indices(bounds), groups, weights ? sizes.const_data_ptr() : nullptr,
-                       values.mutable_data_ptr(), weight.mutable_data_ptr(), reduce == "mean", reduce == "max"};
+  const MergeArgs args{source.const_data_ptr(),
+                       tokens.size(0),
+                       source.stride(0),
+                       tokens.size(1),
+                       indices(list),
+                       indices(bounds),
+                       groups,
+                       weights ? sizes.const_data_ptr() : nullptr,
+                       values.mutable_data_ptr(),
+                       weight.mutable_data_ptr(),
+                       reduce == "mean",
+                       reduce == "max"};
   const int64_t units = args.offsets[groups] + groups;
   std::atomic<int64_t> bad{0};
   torch::stable::parallel_for(

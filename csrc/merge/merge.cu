@@ -28,11 +28,11 @@ std::tuple<Tensor, Tensor> merge(const Tensor& tokens, const Tensor& members, co
     using T = decltype(zero);
     using A = accumulator_t<T>;
     const A* given = weights ? static_cast<const A*>(sizes.const_data_ptr()) : nullptr;
-    check_launch("merge", merge_launch<T>(static_cast<const T*>(source.const_data_ptr()), tokens.size(0),
-                                          source.stride(0), tokens.size(1), indices(list), members.size(0),
-                                          indices(bounds), groups, given, reduce == "mean", reduce == "max",
-                                          static_cast<T*>(values.mutable_data_ptr()),
-                                          static_cast<A*>(weight.mutable_data_ptr()), scope.stream()));
+    check_launch("merge",
+                 merge_launch<T>(static_cast<const T*>(source.const_data_ptr()), tokens.size(0), source.stride(0),
+                                 tokens.size(1), indices(list), members.size(0), indices(bounds), groups, given,
+                                 reduce == "mean", reduce == "max", static_cast<T*>(values.mutable_data_ptr()),
+                                 static_cast<A*>(weight.mutable_data_ptr()), scope.stream()));
   });
   return {values, weight};
 }

@@ -2,6 +2,8 @@
 // list order; kMergeAhead members are loaded before the first of them is added.
 #pragma once
 
+#include <type_traits>
+
 #include "common/kernel.h"
 
 namespace vtok {
@@ -26,15 +28,9 @@ struct MergeKernelArgs {
 
 // What one lane moves, and the values in it.
 template <int kBytes>
-struct MergeWord;
-template <>
-struct MergeWord<16> { using type = Word16; };
-template <>
-struct MergeWord<8> { using type = uint64_t; };
-template <>
-struct MergeWord<4> { using type = uint32_t; };
-template <>
-struct MergeWord<2> { using type = uint16_t; };
+using MergeWord =
+    std::conditional_t<kBytes == 16, Word16,
+                       std::conditional_t<kBytes == 8, uint64_t, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
 template <class T, int N>
 struct MergeValues {
   T v[N];
@@ -53,7 +49,7 @@ VTOK_DEVICE A merge_take(A sum, A w, A x) {
 template <class T, int N, bool kMax>
 __global__ void __launch_bounds__(kMergeWarps* kWarp) merge_kernel(MergeKernelArgs<T> args, int64_t chunks) {
   using A = accumulator_t<T>;
-  using Word = typename MergeWord<N * sizeof(T)>::type;
+  using Word = MergeWord<N * sizeof(T)>;
   const int64_t id = static_cast<int64_t>(blockIdx.x) * kMergeWarps + threadIdx.y, group = id / chunks;
   if (group >= args.groups) return;
   const int64_t chunk = id % chunks, column = (chunk * kWarp + threadIdx.x) * N;
@@ -75,8 +71,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) merge_kernel(MergeKernelAr
 #pragma unroll
     for (int i = 0; i < kMergeAhead; ++i) {
       w[i] = row[i] >= 0 && args.weights ? args.weights[row[i]] : A{1};
-      if (row[i] >= 0 && mine)
-        word[i] = *reinterpret_cast<const Word*>(args.tokens + row[i] * args.stride + column);
+      if (row[i] >= 0 && mine) word[i] = *reinterpret_cast<const Word*>(args.tokens + row[i] * args.stride + column);
     }
 #pragma unroll
     for (int i = 0; i < kMergeAhead; ++i) {
@@ -109,8 +104,8 @@ template <class T>
 cudaError_t merge_launch(const T* tokens, int64_t rows, int64_t stride, int64_t width, const int64_t* members,
                          int64_t listed, const int64_t* offsets, int64_t groups, const accumulator_t<T>* weights,
                          bool mean, bool max, T* values, accumulator_t<T>* weight, cudaStream_t stream) {
-  const MergeKernelArgs<T> args{tokens, rows,    stride, width,  members, listed, offsets,
-                                groups, weights, mean,   values, weight};
+  const MergeKernelArgs<T> args{tokens,  rows,   stride,  width, members, listed,
+                                offsets, groups, weights, mean,  values,  weight};
   const uint64_t alignment = reinterpret_cast<uint64_t>(tokens) | reinterpret_cast<uint64_t>(values) |
                              static_cast<uint64_t>(stride * sizeof(T)) | static_cast<uint64_t>(width * sizeof(T));
   if (alignment % 16 == 0) return merge_words<T, 16 / sizeof(T)>(args, max, stream);
