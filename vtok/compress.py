@@ -151,7 +151,7 @@ def _expect_no_floor(min_per_frame: int) -> None:
 def _cached(layout: Layout, key: tuple, make: Any) -> Any:
     """What ``make()`` returned for the layout's last key on this stream: a repeated call copies nothing."""
     if layout.device.type in ("cuda", "xpu"):
-        key = (*key, torch.get_device_module(layout.device).current_stream(layout.device))
+        key = (*key, torch.get_device_module(layout.device).current_stream(layout.device).stream_id)
     last = vars(layout).get("_last")
     if last is None or last[0] != key:
         last = vars(layout)["_last"] = key, make()

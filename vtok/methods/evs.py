@@ -20,7 +20,7 @@ def evs(tokens: Tensor, layout: Layout, plan: Plan | None, *, compat: str | None
     """1 - cosine to the row at the same site one frame earlier, kept or not; +inf in a first frame.
 
     ``compat="vllm"`` computes the cosine in the dtype of the tokens with 255 in first frames, as the serving engines
-    do: many exact ties in bfloat16, and some other rows kept than with the float32 scores.
+    do: many exact ties in bfloat16, and some other rows kept than with the float32 scores. It copies the tokens once.
 
     Source: the rule of vLLM 0.33, SGLang and TensorRT-LLM (retention mask of video pruning). Returns float32 [S].
     """
