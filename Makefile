@@ -8,7 +8,7 @@ export TRITON_CACHE_DIR := $(CURDIR)/build/triton
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cuh' 'csrc/*.cu' 'tests/host/*')
 PIP_WHEEL := $(PY) -m pip wheel -q --no-build-isolation --no-deps .
 
-.PHONY: help venv build host host-asan test test-main test-triton sanitize gates mutants mutants-all lint format \
+.PHONY: help venv build host host-asan test test-main test-triton sanitize gates some-mutants mutants lint format \
         budget demo bench gpu wheel compat clean
 
 help:
@@ -16,7 +16,7 @@ help:
 	@echo "make test                    everything that needs no GPU (CI runs this and lint)"
 	@echo "make demo | bench | gpu      compress a clip | measure here | tests and measurements on a GPU"
 	@echo "make lint | format           ruff, clang-format, mypy"
-	@echo "make mutants-all | budget    every planted bug must turn a test red | rewrite bench/budget.json"
+	@echo "make mutants | budget        every planted bug must turn a test red | rewrite bench/budget.json"
 	@echo "make wheel | compat | clean  release wheels into dist/ | try them on the oldest and newest torch"
 
 venv: .venv/stamp
@@ -38,7 +38,7 @@ host-asan: venv
 	$(CMAKE_HOST) -B build/host-asan -DVTOK_SANITIZE=address,undefined
 	cmake --build build/host-asan
 
-test: test-main test-triton sanitize gates mutants
+test: test-main test-triton sanitize gates some-mutants
 test-main: build host
 	$(PYTEST) -n $(WORKERS) tests
 test-triton: build
@@ -47,9 +47,9 @@ sanitize: build host-asan
 	$(PY) tests/sanitized.py build/host-asan -q -n $(WORKERS) tests
 gates: build
 	$(PYTEST) -n $(WORKERS) --dist loadgroup tests/gates
-mutants: build host
+some-mutants: build host
 	$(PYTEST) -n $(WORKERS) tests/mutants
-mutants-all: build host
+mutants: build host
 	$(PYTEST) -n $(WORKERS) tests/mutants --sweep
 
 lint: venv

@@ -1,7 +1,8 @@
-"""Bugs planted on purpose. tests/mutants/<op>.py lists MUTANTS; each must turn a test of its op red.
+"""Bugs planted on purpose. tests/mutants/<name>.py lists MUTANTS, the most telling one first; each must turn a test red:
+of tests/ops/test_<name>.py and the contract tests of that op, or of tests/test_<name>.py where there is no such op.
 
-Which tests run follows from the file that is broken: a .cuh is judged through the host build, a _cpu.inc or .cpp
-through the library, triton_kernels/ in the interpreter, Python as it is.
+How it is judged follows from the file that is broken: a .cuh through the host build, other C++ through the library,
+triton_kernels/ in the interpreter, Python as it is.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rooms import ROOT
-
-CONTRACT = ["tests/test_contract.py"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Mutant:
         """The folder of the build that the file goes into."""
         if self.file.endswith(".cuh"):
             return "build/host-asan" if self.sanitize else "build/host"
-        return "build/cmake" if self.file.startswith("csrc/") else None
+        return None if self.file.endswith(".py") else "build/cmake"
 
 
 def all_mutants() -> list[tuple[str, Mutant]]:
@@ -78,9 +77,14 @@ class Tree:
     def test(self, op: str, mutant: Mutant, where: Path, *arguments: str) -> subprocess.CompletedProcess:
         """pytest over the tests of the op that see the mutant's file, or over the given ones."""
         folder = str(where / (mutant.build or "build"))
-        command = [sys.executable, "tests/sanitized.py", folder] if mutant.sanitize else [sys.executable, "-m", "pytest"]
-        tests = ["tests/triton"] if mutant.file.startswith("triton_kernels/") else [*CONTRACT, f"tests/ops/test_{op}.py"]
-        arguments = arguments or ("-k", op, *tests)
+        command = (
+            [sys.executable, "tests/sanitized.py", folder] if mutant.sanitize else [sys.executable, "-m", "pytest"]
+        )
+        room = f"tests/ops/test_{op}.py"
+        tests = ["-k", op, "tests/test_contract.py", room] if (ROOT / room).exists() else [f"tests/test_{op}.py"]
+        if mutant.file.startswith("triton_kernels/"):
+            tests = ["-k", op, "tests/triton"]
+        arguments = arguments or tuple(tests)
         marks = ["-m", "host" if mutant.file.endswith(".cuh") else "not host"] if not mutant.sanitize else []
         options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
         env = {"VTOK_HOST_DIR": folder}
