@@ -247,13 +247,6 @@ def test_patchify_is_undone_by_unpatchify():
     assert torch.equal(trial.unpatchify(packed, frames.shape, PATCH), frames)
 
 
-def test_a_dropped_token_takes_the_last_row_kept_at_its_site():
-    assignment = torch.tensor([[-1, 0, -1], [1, -1, -1], [-1, 2, -1], [-1, -1, -1]]).flatten()
-    values = torch.tensor([[10.0], [11.0], [12.0]])
-    want = [[11, 10, 0], [11, 10, 0], [11, 12, 0], [11, 12, 0]]
-    assert trial.rebuild(values, assignment, 4).view(4, 3).tolist() == want
-
-
 def test_evs_rebuilds_a_moving_square_better_than_the_baselines(clip):
     result = trial.run(read(clip).frames, PATCH, Fraction(1, 3), "evs", torch.device("cpu"))
     assert result.psnr["evs"] > result.psnr["uniform frames"] + 3

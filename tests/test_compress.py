@@ -252,7 +252,7 @@ def test_empty_inputs(shape, method):
     assert packed.values.shape == (shape[0] * min(5, rows // max(shape[0], 1)), shape[3])
     assert packed.positions.shape == (packed.index.shape[0], 3)
     assert packed.padded()[0].shape[0] == shape[0]
-    assert packed.unmerge(fill="previous").shape == (rows, shape[3])
+    assert packed.unmerge(fill="hold").shape == (rows, shape[3])
     assert packed.frame_counts.shape == (shape[0] * shape[1],)
 
 
@@ -446,7 +446,7 @@ def test_never_reads_a_value_on_the_host():
                        {"budget": 6, "min_per_frame": 1}, {"budget": 5, "method": "uniform"},
                        {"budget": 5, "method": "random"}):  # fmt: skip
             packed = compress(tokens, layout, **kwargs)
-            packed.take(tokens.flatten(0, 2)), packed.unmerge(fill="previous"), packed.padded(), packed.frame_cu_seqlens
+            packed.take(tokens.flatten(0, 2)), packed.unmerge(fill="hold"), packed.padded(), packed.frame_cu_seqlens
             assert (packed.mask.shape, packed.positions.shape) == ((24,), (packed.index.shape[0], 3))
         with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
             packed.trim()

@@ -67,22 +67,25 @@ def test_take_of_padding_is_zero():
 
 
 def brute_unmerge(packed, fill):
-    layout, rows, last, video, start = packed.layout, [], {}, -1, 0
+    layout, sites, kept = packed.layout, [], {}
     starts = layout.cu_seqlens.tolist()
-    for row, slot in enumerate(packed.assignment.tolist()):
-        while row >= starts[video + 1]:
-            video, last, start = video + 1, {}, starts[video + 1]
-        t, h, w = layout.grids[video]
-        site = (row - start) % max(h * w, 1) if row - start < t * h * w else ("extra", row)
-        if slot >= 0:
-            last[site] = slot
-        slot = slot if fill == "zero" else last.get(site, -1)
-        rows.append(packed.values[slot] if slot >= 0 else torch.zeros_like(packed.values[0]))
+    for video, (t, h, w) in enumerate(layout.grids):
+        for i in range(starts[video + 1] - starts[video]):
+            sites.append((video, i % max(h * w, 1) if i < t * h * w else ("extra", i)))
+    slots = packed.assignment.tolist()
+    for site, slot in zip(sites, slots, strict=True):
+        kept.setdefault(site, []).append(slot)
+    rows, seen = [], dict.fromkeys(kept, -1)
+    for site, slot in zip(sites, slots, strict=True):
+        first = next((k for k in kept[site] if k >= 0), -1)
+        seen[site] = slot if slot >= 0 else seen[site]
+        held = slot if fill == "zero" else seen[site] if seen[site] >= 0 else first
+        rows.append(packed.values[held] if held >= 0 else torch.zeros_like(packed.values[0]))
     return torch.stack(rows) if rows else packed.values
 
 
 @settings(deadline=None, max_examples=60)
-@given(ragged, st.integers(1, 12), st.integers(0, 2), st.sampled_from(["zero", "previous"]), st.integers(0, 99))
+@given(ragged, st.integers(1, 12), st.integers(0, 2), st.sampled_from(["zero", "hold"]), st.integers(0, 99))
 def test_unmerge(grids, budget, extra, fill, seed):
     torch.manual_seed(seed)
     _, packed = packed_by(grids, extra, budget)
@@ -94,7 +97,7 @@ def test_unmerge_rebuilds_a_clip_that_changes_only_where_rows_were_kept():
     clip = still.repeat(5, 1, 1)
     clip[2:, 1] = torch.randn(4)
     packed = compress(clip[None], budget=7)
-    assert torch.equal(packed.unmerge(fill="previous"), clip.flatten(0, 1))
+    assert torch.equal(packed.unmerge(fill="hold"), clip.flatten(0, 1))
 
 
 def test_unmerge_takes_other_values_and_gradients():
@@ -106,7 +109,7 @@ def test_unmerge_takes_other_values_and_gradients():
     assert torch.equal(other.grad, torch.ones_like(other))
     with pytest.raises(ValueError, match=r"expected values with 21 rows, got \(3, 2\)"):
         packed.unmerge(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="expected fill 'zero' or 'previous', got 'next'"):
+    with pytest.raises(ValueError, match="expected fill 'zero' or 'hold', got 'next'"):
         packed.unmerge(fill="next")
 
 

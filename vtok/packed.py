@@ -108,8 +108,8 @@ class Packed:
 
         Args:
             values: [K, ...], for example what a model made of the output rows; the packed values if left out.
-            fill: what a dropped row gets: "zero", or "previous": the last kept row at the same site of an earlier
-                frame of its video (zero where there is none).
+            fill: what a dropped row gets: "zero", or "hold": the last row kept at its site in an earlier frame of its
+                video, before the first of them that first one, zero where the site kept none.
 
         Returns:
             [S, ...], differentiable in ``values``. Never syncs.
@@ -117,13 +117,13 @@ class Packed:
         values = self.values if values is None else values
         if values.dim() < 1 or values.shape[0] != self.index.shape[0]:
             raise ValueError(f"expected values with {self.index.shape[0]} rows, got {tuple(values.shape)}")
-        if fill not in ("zero", "previous"):
-            raise ValueError(f"expected fill 'zero' or 'previous', got {fill!r}")
-        source = self.assignment if fill == "zero" else self._previous()
+        if fill not in ("zero", "hold"):
+            raise ValueError(f"expected fill 'zero' or 'hold', got {fill!r}")
+        source = self.assignment if fill == "zero" else self._held()
         return ops.pack(_flat(values), source).reshape(source.shape[0], *values.shape[1:])
 
-    def _previous(self) -> Tensor:
-        """``assignment`` with each dropped row given that of the last kept row at its site, by a scan over time."""
+    def _held(self) -> Tensor:
+        """``assignment`` with each dropped row given that of a kept row at its site, by a scan over time each way."""
         layout, row = self.layout, torch.arange(self.layout.total, dtype=torch.int64, device=self.index.device)
         if layout.videos == 0:
             return self.assignment
@@ -133,10 +133,14 @@ class Packed:
         t, site = (row - start) // sites, (row - start) % sites
         inside = t < frames
         column = torch.where(inside, start + site * frames, row)  # rows sorted by site, then time
+        span = torch.where(inside, frames, 1)
         slot = torch.where(inside, column + t, row)
         by_site = torch.empty_like(row).scatter(0, slot, self.assignment)
-        last = torch.where(by_site >= 0, row, -1).cummax(0).values[slot]
-        return torch.where(last >= column, by_site[last.clamp(min=0)], -1)
+        kept = by_site >= 0
+        last = torch.where(kept, row, -1).cummax(0).values[slot]
+        after = torch.where(kept, row, layout.total).flip(0).cummin(0).values.flip(0)[slot]
+        held = torch.where(last >= column, last, torch.where(after < column + span, after, -1))
+        return torch.where(held >= 0, by_site[held.clamp(min=0)], -1)
 
     @property
     def frame_counts(self) -> Tensor:

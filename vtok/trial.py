@@ -83,30 +83,9 @@ def unpatchify(packed: Packed, shape: tuple[int, ...], patch: int) -> Tensor:
     """The clip, uint8 (T, H, W, 3), as its kept rows tell it."""
     count, height, width, channels = shape
     values = ((packed.values.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    tokens = rebuild(values, packed.assignment, count)
+    tokens = packed.unmerge(values, fill="hold")
     cut = tokens.view(count, height // patch, width // patch, channels, patch, patch)
     return cut.permute(0, 1, 4, 2, 5, 3).reshape(shape)
-
-
-def rebuild(values: Tensor, assignment: Tensor, frames: int) -> Tensor:
-    """Every token takes the row that stands for it, a dropped one the last row kept at its site.
-
-    Before the first kept one that is the first; where a site kept none, zeros.
-
-    Args:
-        values: (K, D) kept or merged rows.
-        assignment: int64, shape (S,), the row of each token, -1 where dropped.
-        frames: T, so that S = T·N.
-
-    Returns:
-        Tensor of the dtype of ``values``, shape (S, D).
-    """
-    row = assignment.view(frames, -1)
-    has = row >= 0
-    moment = torch.where(has, torch.arange(frames, device=row.device)[:, None], -1).cummax(0).values
-    moment = torch.where(moment < 0, has.int().argmax(0), moment)
-    row = row.gather(0, moment).flatten()
-    return torch.where((row >= 0)[:, None], values[row.clamp(min=0)], 0)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
