@@ -13,7 +13,9 @@ def workloads() -> list[Workload]:
     return [*loads, clip(name, *shape, dtype=torch.float32)]
 
 
-def clip(name: str, frames: int, sites: int, channels: int, *, dtype=torch.bfloat16, gpu_only: bool = False) -> Workload:
+def clip(
+    name: str, frames: int, sites: int, channels: int, *, dtype=torch.bfloat16, gpu_only: bool = False
+) -> Workload:
     rows = frames * sites
 
     def make(device: torch.device) -> tuple:
