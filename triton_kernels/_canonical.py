@@ -15,7 +15,8 @@ STEPS = tl.constexpr(8)
 def fold(lanes, ROWS: tl.constexpr):
     """[ROWS, 64] -> [ROWS]: t[l] += t[l + h] for h = 32, 16, 8, 4, 2, 1."""
     for i in tl.static_range(6):
-        lanes = tl.sum(tl.reshape(lanes, (ROWS, 2, 32 >> i)), axis=1)
+        low, high = tl.split(tl.permute(tl.reshape(lanes, (ROWS, 2, 32 >> i)), (0, 2, 1)))
+        lanes = low + high
     return tl.reshape(lanes, (ROWS,))
 
 

@@ -1,4 +1,4 @@
-"""temporal_similarity in Triton: a program takes a few rows and those one frame earlier, which the L2 cache still has."""
+"""temporal_similarity in Triton: a program takes a few rows and those one frame earlier, still in the L2 cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vtok.triton_kernels._canonical import LANES, SEGMENT, STEPS, cosine, fold, 
 @triton.jit
 def row_before(s, cu_seqlens, tokens_per_frame, videos, depth):
     """The row each of ``s`` is compared with, and whether there is one; any layout leads to rows in [0, s]."""
-    low = tl.zeros_like(s)
+    low = s * 0
     high = low + videos  # the video `videos` is what lies beyond the last one
     for _ in range(depth):
         middle = (low + high) // 2
@@ -40,13 +40,13 @@ def similarity_kernel(
     lane = tl.arange(0, LANES)
     a_row = tokens + (before * stride)[:, None] + lane[None, :]  # [ROWS, LANES]
     b_row = tokens + (s * stride)[:, None] + lane[None, :]
-    dot = tl.zeros((ROWS, LANES), ACC)  # or |a - b|²
-    norm_a = tl.zeros((ROWS, LANES), ACC)
-    norm_b = tl.zeros((ROWS, LANES), ACC)
+    dot = tl.full((ROWS, LANES), 0, ACC)  # or |a - b|²
+    norm_a = tl.full((ROWS, LANES), 0, ACC)
+    norm_b = tl.full((ROWS, LANES), 0, ACC)
     for start in range(0, D, SEGMENT):
-        dot_part = tl.zeros((ROWS, LANES), ACC)
-        a_part = tl.zeros((ROWS, LANES), ACC)
-        b_part = tl.zeros((ROWS, LANES), ACC)
+        dot_part = tl.full((ROWS, LANES), 0, ACC)
+        a_part = tl.full((ROWS, LANES), 0, ACC)
+        b_part = tl.full((ROWS, LANES), 0, ACC)
         for step in tl.static_range(STEPS):
             i = start + step * LANES
             mask = has_before[:, None] & (lane < D - i)[None, :]
@@ -80,7 +80,8 @@ def temporal_similarity(
     _rooms.ROOMS["temporal_similarity"].check(tokens, cu_seqlens, tokens_per_frame, metric, eps)
     if tokens.stride(1) != 1:
         tokens = tokens.contiguous()
-    (rows, D), videos, ROWS = tokens.shape, tokens_per_frame.shape[0], 16
+    (rows, D), videos = tokens.shape, tokens_per_frame.shape[0]
+    ROWS = 32 // tokens.element_size()  # what the registers hold
     scores = tokens.new_empty(rows, dtype=_canonical.accumulator(tokens.dtype))
     if rows:
         similarity_kernel[(triton.cdiv(rows, ROWS),)](

@@ -15,32 +15,44 @@ VTOK_DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 VTOK_DEVICE double sub_rn(double a, double b) { return __dsub_rn(a, b); }
 VTOK_DEVICE double sqrt_rn(double a) { return __dsqrt_rn(a); }
 
-// Two neighbouring values, moved as one word, and two neighbouring sums.
+// Two neighbouring values or sums, and how a thread keeps them: 16-bit values share a register.
 template <class T>
 struct alignas(2 * sizeof(T)) Two {
   T x, y;
+};
+template <class T>
+struct TwoWord {
+  using type = Two<T>;
+};
+template <>
+struct TwoWord<bf16> {
+  using type = uint32_t;
+};
+template <>
+struct TwoWord<f16> {
+  using type = uint32_t;
 };
 
 // What one thread holds of a segment of a row.
 template <class T>
 struct Fragment {
-  Two<T> values[kCanonicalSteps];
+  using Word = typename TwoWord<T>::type;
+  Word words[kCanonicalSteps];
 };
 
-// The thread's values from `from` on; those `left` or more beyond it are zeros and not looked at. kPairs: both are even.
+// The thread's values from `from` on; those `left` or more beyond it are zeros and not looked at. kPairs: both are
+// even.
 template <bool kPairs, class T>
 VTOK_DEVICE void load_fragment(const T* from, int left, Fragment<T>& out) {
 #pragma unroll
   for (int step = 0; step < kCanonicalSteps; ++step) {
+    using Word = typename Fragment<T>::Word;
     const int i = step * kCanonicalLanes;
-    Two<T> two{};
     if constexpr (kPairs) {
-      if (i < left) two = *reinterpret_cast<const Two<T>*>(from + i);
+      out.words[step] = i < left ? *reinterpret_cast<const Word*>(from + i) : Word{};
     } else {
-      if (i < left) two.x = from[i];
-      if (i + 1 < left) two.y = from[i + 1];
+      out.words[step] = bit_cast<Word>(Two<T>{i < left ? from[i] : T{}, i + 1 < left ? from[i + 1] : T{}});
     }
-    out.values[step] = two;
   }
 }
 
@@ -69,13 +81,13 @@ struct SegmentLanes {
 };
 
 template <class Terms, class T>
-VTOK_DEVICE void add_segment(const Fragment<T>& a, const Fragment<T>& b,
-                             SegmentLanes<Terms, accumulator_t<T>>& lanes) {
+VTOK_DEVICE void add_segment(const Fragment<T>& a, const Fragment<T>& b, SegmentLanes<Terms, accumulator_t<T>>& lanes) {
   accumulator_t<T> x[Terms::kSums] = {}, y[Terms::kSums] = {};
 #pragma unroll
   for (int step = 0; step < kCanonicalSteps; ++step) {
-    Terms::add(widen(a.values[step].x), widen(b.values[step].x), x);
-    Terms::add(widen(a.values[step].y), widen(b.values[step].y), y);
+    const auto a_two = bit_cast<Two<T>>(a.words[step]), b_two = bit_cast<Two<T>>(b.words[step]);
+    Terms::add(widen(a_two.x), widen(b_two.x), x);
+    Terms::add(widen(a_two.y), widen(b_two.y), y);
   }
 #pragma unroll
   for (int s = 0; s < Terms::kSums; ++s) lanes.sums[s][threadIdx.x] = Two<accumulator_t<T>>{x[s], y[s]};

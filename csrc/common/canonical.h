@@ -1,5 +1,5 @@
-// The canonical order of sums (vtok/ops/_canonical.py) for the CPU kernels. A native vector holds neighbouring lanes, or
-// for bf16 the even or the odd ones of a pair of vectors; the fold puts them back in order.
+// The canonical order of sums (vtok/ops/_canonical.py) for the CPU kernels. A native vector holds neighbouring lanes,
+// or for bf16 the even or the odd ones of a pair of vectors; the fold puts them back in order.
 #pragma once
 
 #include "common/isa.h"
@@ -54,13 +54,21 @@ static inline double fold_lanes(vdouble8 x) {
 #endif
 
 template <class V>
-static inline auto fold_pair(const float*, V first, V second) { return fold_lanes(first + second); }
+static inline auto fold_pair(const float*, V first, V second) {
+  return fold_lanes(first + second);
+}
 template <class V>
-static inline auto fold_pair(const f16*, V first, V second) { return fold_lanes(first + second); }
+static inline auto fold_pair(const f16*, V first, V second) {
+  return fold_lanes(first + second);
+}
 template <class V>
-static inline auto fold_pair(const double*, V first, V second) { return fold_lanes(first + second); }
+static inline auto fold_pair(const double*, V first, V second) {
+  return fold_lanes(first + second);
+}
 template <class V>
-static inline auto fold_pair(const bf16*, V even, V odd) { return fold_lanes(even) + fold_lanes(odd); }
+static inline auto fold_pair(const bf16*, V even, V odd) {
+  return fold_lanes(even) + fold_lanes(odd);
+}
 
 // What a pair of values adds to which sums.
 struct DotAndNorm {  // a·b and |b|²
@@ -136,10 +144,8 @@ static inline void canonical_sums(const T* a, const T* b, int64_t D, const T* ah
   int64_t i = 0;
   for (; i + kCanonicalSegment <= D; i += kCanonicalSegment) rows.add_segment(a + i, b + i, 8, ahead + i);
   const int64_t left = D - i;
-  if (left % kCanonicalLanes)
-    rows.add_rest(a + i, b + i, left, ahead + i);
-  else if (left)
-    rows.add_segment(a + i, b + i, static_cast<int>(left / kCanonicalLanes), ahead + i);
+  if (left % kCanonicalLanes) rows.add_rest(a + i, b + i, left, ahead + i);
+  else if (left) rows.add_segment(a + i, b + i, static_cast<int>(left / kCanonicalLanes), ahead + i);
   rows.fold(sums);
 }
 

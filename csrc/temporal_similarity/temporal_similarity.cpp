@@ -64,8 +64,15 @@ Tensor temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, const
       const int64_t first = cu[v], count = (v < videos ? cu[v + 1] : rows) - first;
       if (count == 0) continue;
       const int64_t n = v < videos ? per_frame[v] : 0, frame = n > 0 ? std::min(n, count) : count;
-      const SimilarityVideo video{from + first * stride_bytes, source.stride(0), D, count, frame,
-                                  block_width(frame, row_bytes, threads), kAheadBytes / (row_bytes + 1) + 1, eps, l2,
+      const SimilarityVideo video{from + first * stride_bytes,
+                                  source.stride(0),
+                                  D,
+                                  count,
+                                  frame,
+                                  block_width(frame, row_bytes, threads),
+                                  kAheadBytes / (row_bytes + 1) + 1,
+                                  eps,
+                                  l2,
                                   to + first * static_cast<int64_t>(scores.element_size())};
       score_places(type, video, std::max<int64_t>(begin - first, 0), std::min(end - first, count));
     }

@@ -21,10 +21,9 @@ Tensor temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, const
   dispatch_float(type, [&](auto zero) {
     using T = decltype(zero);
     check_launch("temporal_similarity",
-                 similarity_launch<T>(static_cast<const T*>(source.const_data_ptr()), tokens.size(0),
-                                      source.stride(0), tokens.size(1), indices(bounds), indices(frames),
-                                      frames.size(0), metric == "l2", eps,
-                                      static_cast<accumulator_t<T>*>(scores.mutable_data_ptr()), scope.stream()));
+                 similarity_launch<T>(static_cast<const T*>(source.const_data_ptr()), tokens.size(0), source.stride(0),
+                                      tokens.size(1), indices(bounds), indices(frames), frames.size(0), metric == "l2",
+                                      eps, static_cast<accumulator_t<T>*>(scores.mutable_data_ptr()), scope.stream()));
   });
   return scores;
 }

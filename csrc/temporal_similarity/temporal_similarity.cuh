@@ -89,13 +89,15 @@ VTOK_DEVICE void lay_out(const SimilarityArgs<T>& args, int64_t number, Run& run
   if (threadIdx.x == 0) run.count = count, run.reads = frame < end - begin ? count : 0, run.lead = lead;
 }
 
-template <class T, class Terms, bool kPairs>
+// kPlain: rows are aligned to pairs of values, of even length, and taken in one part.
+template <class T, class Terms, bool kPlain>
 __global__ void __launch_bounds__(kSimilarityWarps<accumulator_t<T>>* kWarp)
-    similarity_kernel(SimilarityArgs<T> args, int parts) {
+    similarity_kernel(SimilarityArgs<T> args, int needed_parts) {
   using A = accumulator_t<T>;
   using Run = SimilarityRun<Terms, A>;
   using Lanes = SegmentLanes<Terms, A>;
   constexpr int kStage = kSimilarityStage<A>;
+  const int parts = kPlain ? 1 : needed_parts;
   const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y, team = threadIdx.z, teams = blockDim.z;
   const int64_t segments = (args.D + kCanonicalSegment - 1) / kCanonicalSegment;
   VTOK_DYNAMIC_SHARED(shared);
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kSimilarityWarps<accumulator_t<T>>* kWarp)
   const auto load = [&](int i, int part, Fragment<T>& out) {
     const int64_t column = (static_cast<int64_t>(part) * warps + warp) * kCanonicalSegment + 2 * lane;
     const int64_t left = i >= 0 && i < reads ? args.D - column : 0;
-    load_fragment<kPairs>(left > 0 ? args.tokens + run.row[i] * args.stride + column : args.tokens,
+    load_fragment<kPlain>(left > 0 ? args.tokens + run.row[i] * args.stride + column : args.tokens,
                           static_cast<int>(left < kCanonicalSegment ? left : kCanonicalSegment), out);
   };
   Fragment<T> before{}, ahead[kSimilarityAhead];
@@ -157,16 +159,20 @@ __global__ void __launch_bounds__(kSimilarityWarps<accumulator_t<T>>* kWarp)
   }
 }
 
-template <class T, class Terms, bool kPairs>
-cudaError_t similarity_run(const SimilarityArgs<T>& args, cudaStream_t stream) {
+template <class T, class Terms>
+cudaError_t similarity_terms(const SimilarityArgs<T>& args, cudaStream_t stream) {
   using A = accumulator_t<T>;
   const int64_t segments = args.D > 0 ? ceil_div(args.D, kCanonicalSegment) : 1;
   const int64_t parts = ceil_div(segments, kSimilarityWarps<A>), warps = ceil_div(segments, parts);
   const int64_t teams = warps < 8 ? 8 / warps : 1;
-  const size_t shared = teams * (sizeof(SimilarityRun<Terms, A>) +
-                                 2 * kSimilarityStage<A> * warps * sizeof(SegmentLanes<Terms, A>));
-  return VTOK_LAUNCH((similarity_kernel<T, Terms, kPairs>), dim3(ceil_div(args.runs, teams)),
-                     dim3(kWarp, warps, teams), shared, stream, args, static_cast<int>(parts));
+  const size_t shared =
+      teams * (sizeof(SimilarityRun<Terms, A>) + 2 * kSimilarityStage<A> * warps * sizeof(SegmentLanes<Terms, A>));
+  const dim3 grid(ceil_div(args.runs, teams)), block(kWarp, warps, teams);
+  const bool pairs = reinterpret_cast<uint64_t>(args.tokens) % sizeof(Two<T>) == 0 && args.stride % 2 == 0;
+  const int needed = static_cast<int>(parts);
+  return pairs && args.D % 2 == 0 && parts == 1
+             ? VTOK_LAUNCH((similarity_kernel<T, Terms, true>), grid, block, shared, stream, args, needed)
+             : VTOK_LAUNCH((similarity_kernel<T, Terms, false>), grid, block, shared, stream, args, needed);
 }
 
 // rows > 0. The grid follows from `rows` alone: the host knows no layout.
@@ -176,14 +182,18 @@ cudaError_t similarity_launch(const T* tokens, int64_t rows, int64_t stride, int
                               accumulator_t<T>* scores, cudaStream_t stream) {
   int64_t run = rows / 2048;  // some thousand runs, and rarely a row that is read twice
   run = run < kSimilarityMinRun ? kSimilarityMinRun : run < kSimilarityMaxRun ? run : kSimilarityMaxRun;
-  const SimilarityArgs<T> args{tokens, rows,   stride, D, cu_seqlens, tokens_per_frame, videos, run,
-                               rows / run + videos + 1, static_cast<accumulator_t<T>>(eps), scores};
-  const bool pairs = reinterpret_cast<uint64_t>(tokens) % sizeof(Two<T>) == 0 && stride % 2 == 0 && D % 2 == 0;
-  if (l2)
-    return pairs ? similarity_run<T, SquaredDistance, true>(args, stream)
-                 : similarity_run<T, SquaredDistance, false>(args, stream);
-  return pairs ? similarity_run<T, DotAndNorm, true>(args, stream)
-               : similarity_run<T, DotAndNorm, false>(args, stream);
+  const SimilarityArgs<T> args{tokens,
+                               rows,
+                               stride,
+                               D,
+                               cu_seqlens,
+                               tokens_per_frame,
+                               videos,
+                               run,
+                               rows / run + videos + 1,
+                               static_cast<accumulator_t<T>>(eps),
+                               scores};
+  return l2 ? similarity_terms<T, SquaredDistance>(args, stream) : similarity_terms<T, DotAndNorm>(args, stream);
 }
 
 VTOK_HOST_EXPORT("temporal_similarity_float32", similarity_launch<float>)
