@@ -275,7 +275,7 @@ def missed(result: dict, subject: Subject, workload: Workload) -> list[str]:
         bars = {}
     if result["backend"] == "cpp avx2" and workload.roof == "read" and "share" in bars:
         bars["share"] = READ_BAR_AVX2
-    found = [f"{name} {result[name]:.2f} < {bar:g}" for name, bar in bars.items() if result.get(name, bar) < bar]
+    found = [f"{name} {result[name]:.2f} < {bar:.3g}" for name, bar in bars.items() if result.get(name, bar) < bar]
     if most is not None and (result.get("launches") or 0) > most:
         found.append(f"{result['launches']} launches > {most}")
     if device == "cuda" and workload.limit_us is not None:

@@ -126,7 +126,7 @@ def row_slice(tensor: Tensor) -> Tensor:
     """The same values as columns of a wider buffer: dense rows, free row stride."""
     if tensor.dim() != 2:
         return tensor
-    wide = torch.full((tensor.shape[0], tensor.shape[1] + 5), 1, dtype=tensor.dtype)
+    wide = tensor.new_full((tensor.shape[0], tensor.shape[1] + 5), 1)
     wide[:, 2 : 2 + tensor.shape[1]] = tensor
     return wide[:, 2 : 2 + tensor.shape[1]]
 

@@ -88,9 +88,10 @@ def test_captured_graph_takes_other_data(op, case):
     values = on_device(case.args)
     args = zeros(values)
     side = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(side):
         run(op, case, args)
-    side.synchronize()
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = run(op, case, args)
