@@ -111,8 +111,14 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
     """Output storage that no kernel would write by chance."""
     itemsize = torch.empty((), dtype=dtype).element_size()
     raw = np.full(int(np.prod(shape)) * itemsize, 0xA5, dtype=np.uint8)
-    return raw.view({1: np.uint8, 2: np.int16, 4: np.float32 if dtype == torch.float32 else np.int32,
-                     8: np.float64 if dtype == torch.float64 else np.int64}[itemsize]).reshape(shape)
+    return raw.view(
+        {
+            1: np.uint8,
+            2: np.int16,
+            4: np.float32 if dtype == torch.float32 else np.int32,
+            8: np.float64 if dtype == torch.float64 else np.int64,
+        }[itemsize]
+    ).reshape(shape)
 
 
 def strided(tensor: Tensor) -> Tensor:

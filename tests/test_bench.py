@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rooms import ROOT
 
 from vtok.bench import measure, regress, report, suite
 from vtok.bench.measure import Variant
@@ -18,6 +17,8 @@ from vtok.bench.readme import performance_table
 from vtok.bench.suite import Mismatch, Subject, verify
 from vtok.bench.workload import CLIPS, Workload, modules, tiny
 from vtok.ops._rooms import ROOMS
+
+from rooms import ROOT
 
 CPU = torch.device("cpu")
 with tiny():

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rooms import ROOT
 
 import vtok
 from vtok import cli, info, trial, video
 from vtok.draw import Grid, draw, preview, spread
+
+from rooms import ROOT
 
 PATCH = 16
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooms import ROOT, TEST_ROOMS, Case, all_cases, check, op_of, outputs, row_slice, same_bits, strided
 
 from vtok import _load
 from vtok.ops._rooms import ROOMS
+
+from rooms import ROOT, TEST_ROOMS, Case, all_cases, check, op_of, outputs, row_slice, same_bits, strided
 
 CASES = all_cases()
 IDS = [f"{op}-{case}" for op, case in CASES]
@@ -59,7 +60,9 @@ def test_host_build(op, case, seed, host_kernels):
 @pytest.mark.parametrize("layout", [strided, row_slice])
 def test_strides_do_not_matter(op, case, layout):
     args = [layout(a) if isinstance(a, torch.Tensor) else a for a in case.args]
-    for a, b in zip(outputs(op_of(op)(*args, **case.kwargs)), outputs(op_of(op)(*case.args, **case.kwargs)), strict=True):
+    for a, b in zip(
+        outputs(op_of(op)(*args, **case.kwargs)), outputs(op_of(op)(*case.args, **case.kwargs)), strict=True
+    ):
         assert same_bits(a, b)
 
 

@@ -9,6 +9,7 @@ import subprocess
 
 import triton
 from kernels import TARGETS, cuda_kernels, ops, triton_kernels, workload_launches
+
 from rooms import ROOT
 
 PATH = ROOT / "bench" / "budget.json"

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 import triton
-from rooms import TEST_ROOMS, all_cases
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from vtok import _load
+
+from rooms import TEST_ROOMS, all_cases
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

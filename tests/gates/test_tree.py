@@ -6,6 +6,7 @@ import re
 import subprocess
 
 import pytest
+
 from rooms import ROOT
 
 MACHINE_PATH = re.compile(r"(?<![\w.>}])/(?:tmp|work|home|root|Users|mnt|var/tmp)/\w")

@@ -12,9 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from rooms import ROOT
 
 from vtok import _load
+
+from rooms import ROOT
 
 pytestmark = pytest.mark.xdist_group("wheels")
 NEEDED = {

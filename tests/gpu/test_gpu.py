@@ -10,13 +10,14 @@ import sys
 import pytest
 import torch
 from device import DEVICE, cases_of, largest, on_device, on_host
-from rooms import ROOT, TEST_ROOMS, Case, all_cases, check, op_of, outputs, row_slice, same_bits, strided
 from test_contract import by_signature
 
 import vtok
 from vtok.bench.suite import Subject, expected, verify
 from vtok.bench.workload import modules
 from vtok.ops._rooms import ROOMS
+
+from rooms import ROOT, TEST_ROOMS, Case, all_cases, check, op_of, outputs, row_slice, same_bits, strided
 
 BACKEND = "triton" if os.environ.get("VTOK_BACKEND") == "triton" or torch.version.hip else "cuda"
 SLEEP_CYCLES = 40_000_000  # some 20 ms

@@ -1,4 +1,4 @@
-"""Bugs planted on purpose. tests/mutants/<name>.py lists MUTANTS, the most telling one first; each must turn a test red,
+"""Bugs planted on purpose. tests/mutants/<name>.py lists MUTANTS, the most telling one first; each turns a test red,
 of tests/ops/test_<name>.py and the contract tests of that op, or of tests/test_<name>.py where there is no such op.
 
 How it is judged follows from the file that is broken: a .cuh through the host build, other C++ through the library,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from mutant import Mutant, Tree, all_mutants, red_test
+
 from rooms import ROOT
 
 MUTANTS = all_mutants()

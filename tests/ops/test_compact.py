@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rooms import Case, Error, from_numpy, generator, poisoned, to_numpy
 
 import vtok
+
+from rooms import Case, Error, from_numpy, generator, poisoned, to_numpy
 
 TILE = 4096  # rows a block looks at at a time, csrc/compact/compact.cuh
 

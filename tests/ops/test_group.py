@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rooms import Case, Error, from_numpy, generator, poisoned, to_numpy
 
 import vtok
+
+from rooms import Case, Error, from_numpy, generator, poisoned, to_numpy
 
 TILE, DIGIT, BINS = 4096, 9, 512  # rows a block sorts at a time, bits of a digit at most; csrc/group/group.cuh
 FAR = torch.iinfo(torch.int64)

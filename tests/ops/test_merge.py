@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from rooms import FLOATS, Case, Error, from_numpy, generator, poisoned, randn, same_bits, to_numpy
 
 import vtok
 from vtok import _load
 from vtok.ops._rooms import ROOMS
+
+from rooms import FLOATS, Case, Error, from_numpy, generator, poisoned, randn, same_bits, to_numpy
 
 REDUCES = ("mean", "sum", "max")
 

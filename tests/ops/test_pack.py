@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, to_numpy
 
 import vtok
+
+from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, to_numpy
 
 
 def index(values: list[int]) -> torch.Tensor:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, same_bits, to_numpy
 
 import vtok
 from vtok.ops import _canonical
 from vtok.ops._rooms import ROOMS
+
+from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, same_bits, to_numpy
 
 similarity = vtok.ops.temporal_similarity
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rooms import Case, Error, generator, poisoned, randn
 
 import vtok
+
+from rooms import Case, Error, generator, poisoned, randn
 
 NAN, INF = math.nan, math.inf
 AWKWARD = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38, -3.4e38, INF, -INF, NAN]

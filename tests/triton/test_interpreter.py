@@ -6,9 +6,10 @@ import importlib
 
 import pytest
 import torch
-from rooms import TEST_ROOMS, all_cases, check, row_slice, strided
 
 from vtok.ops._rooms import ROOMS
+
+from rooms import TEST_ROOMS, all_cases, check, row_slice, strided
 
 CASES = all_cases()
 over_cases = pytest.mark.parametrize("op, case", CASES, ids=[f"{op}-{case}" for op, case in CASES])

@@ -7,8 +7,8 @@ import importlib.util
 import os
 import pkgutil
 import warnings
+from collections.abc import Callable
 from types import ModuleType
-from typing import Callable
 
 import torch
 
@@ -98,4 +98,3 @@ def backend_of(op: str, device: str | torch.device = "cpu") -> str:
     if kind == "xpu":
         raise RuntimeError(f"expected kernels of {op} for xpu, got no Triton")
     return "reference"
-

@@ -31,8 +31,8 @@ def topk(scores: Tensor, cu_seqlens: Tensor, cu_k: Tensor, k: int, *, largest: b
 
     Raises:
         RuntimeError: wrong rank, shape, dtype or device, or k < 0; on the CPU also boundaries that are not ascending
-            from 0, and on CUDA 2^32 scores or more. On other devices the rows and slots such boundaries name beyond the tensors are left out, for
-            looking would cost a sync.
+            from 0, and on CUDA 2^32 scores or more. On other devices the rows and slots that such boundaries name
+            beyond the tensors are left out, for looking would cost a sync.
 
     Source: the retention mask of EVS, the first K of a stable descending argsort, here for each segment. Equivalent,
     for one segment, to ``scores.argsort(descending=largest, stable=True)[:k].sort().values``.
