@@ -88,18 +88,24 @@ struct SquaredDistance {  // |a - b|²
   }
 };
 
+// All lanes of the sums of two rows: vectors in pairs, as load_two brings them.
 template <class Terms, class T>
-struct CanonicalSums {
+struct CanonicalLanes {
   using A = accumulator_t<T>;
   using V = typename NativeVector<A>::type;
   static constexpr int kPair = 2 * sizeof(V) / sizeof(A);
   static constexpr int kPairs = kCanonicalLanes / kPair;
+  V pairs[kPairs][2][Terms::kSums] = {};
 
-  V total[kPairs][2][Terms::kSums] = {};
+  inline void add(const CanonicalLanes& other) {
+    for (int p = 0; p < kPairs; ++p)
+      for (int half = 0; half < 2; ++half)
+        for (int s = 0; s < Terms::kSums; ++s) pairs[p][half][s] = pairs[p][half][s] + other.pairs[p][half][s];
+  }
 
   // One segment of `steps` times 64 values; `ahead` is fetched into the second-level cache meanwhile.
   inline void add_segment(const T* a, const T* b, int steps, const T* ahead) {
-    V partial[kPairs][2][Terms::kSums] = {};
+    CanonicalLanes segment;
 #pragma GCC unroll 1
     for (int at = 0; at < steps * kCanonicalLanes; at += kCanonicalLanes) {
 #pragma GCC unroll 16
@@ -107,46 +113,46 @@ struct CanonicalSums {
         V a0, a1, b0, b1;
         load_two(a + at + p * kPair, a0, a1);
         load_two(b + at + p * kPair, b0, b1);
-        Terms::add(partial[p][0], a0, b0);
-        Terms::add(partial[p][1], a1, b1);
+        Terms::add(segment.pairs[p][0], a0, b0);
+        Terms::add(segment.pairs[p][1], a1, b1);
       }
       for (uint64_t byte = 0; byte < kCanonicalLanes * sizeof(T); byte += 64)
         __builtin_prefetch(reinterpret_cast<const char*>(ahead + at) + byte, 0, 2);
     }
-    for (int p = 0; p < kPairs; ++p)
-      for (int half = 0; half < 2; ++half)
-        for (int s = 0; s < Terms::kSums; ++s) total[p][half][s] = total[p][half][s] + partial[p][half][s];
-  }
-
-  // The segment's last 64 may be incomplete: zeros fill it up.
-  inline void add_rest(const T* a, const T* b, int64_t count, const T* ahead) {
-    T rest[2][kCanonicalSegment] = {};
-    __builtin_memcpy(rest[0], a, count * sizeof(T));
-    __builtin_memcpy(rest[1], b, count * sizeof(T));
-    add_segment(rest[0], rest[1], static_cast<int>((count + kCanonicalLanes - 1) / kCanonicalLanes), ahead);
+    add(segment);
   }
 
   inline void fold(A (&sums)[Terms::kSums]) {
     for (int half = kPairs / 2; half; half /= 2)
       for (int p = 0; p < half; ++p)
         for (int s = 0; s < Terms::kSums; ++s)
-          for (int v = 0; v < 2; ++v) total[p][v][s] = total[p][v][s] + total[p + half][v][s];
+          for (int v = 0; v < 2; ++v) pairs[p][v][s] = pairs[p][v][s] + pairs[p + half][v][s];
     for (int s = 0; s < Terms::kSums; ++s)
-      sums[s] = fold_pair(static_cast<const T*>(nullptr), total[0][0][s], total[0][1][s]);
+      sums[s] = fold_pair(static_cast<const T*>(nullptr), pairs[0][0][s], pairs[0][1][s]);
   }
 };
 
-// The sums over two rows of D values; `ahead` is the row that is needed next.
+template <class T>
+static inline const T* filled_up(const T* from, int64_t count, T (&to)[kCanonicalSegment]) {
+  __builtin_memset(to, 0, sizeof(to));
+  __builtin_memcpy(to, from, count * sizeof(T));
+  return to;
+}
+
+// The sums over two rows of D values; `ahead` is a row that is needed soon.
 template <class Terms, class T>
 static inline void canonical_sums(const T* a, const T* b, int64_t D, const T* ahead,
                                   accumulator_t<T> (&sums)[Terms::kSums]) {
-  CanonicalSums<Terms, T> rows;
-  int64_t i = 0;
-  for (; i + kCanonicalSegment <= D; i += kCanonicalSegment) rows.add_segment(a + i, b + i, 8, ahead + i);
-  const int64_t left = D - i;
-  if (left % kCanonicalLanes) rows.add_rest(a + i, b + i, left, ahead + i);
-  else if (left) rows.add_segment(a + i, b + i, static_cast<int>(left / kCanonicalLanes), ahead + i);
-  rows.fold(sums);
+  CanonicalLanes<Terms, T> lanes;
+  T rest_a[kCanonicalSegment], rest_b[kCanonicalSegment];
+  for (int64_t i = 0; i < D; i += kCanonicalSegment) {
+    const int64_t left = D - i < kCanonicalSegment ? D - i : kCanonicalSegment;
+    const int steps = static_cast<int>((left + kCanonicalLanes - 1) / kCanonicalLanes);
+    const bool whole = left == steps * kCanonicalLanes;  // else zeros fill up the last 64
+    lanes.add_segment(whole ? a + i : filled_up(a + i, left, rest_a), whole ? b + i : filled_up(b + i, left, rest_b),
+                      steps, ahead + i);
+  }
+  lanes.fold(sums);
 }
 
 static inline float square_root(float x) { return __builtin_sqrtf(x); }
