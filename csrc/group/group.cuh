@@ -106,10 +106,9 @@ VTOK_DEVICE int64_t group_look_back(const int64_t* words, int64_t tile, int64_t 
   return before;
 }
 
-// The lanes that have this lane's digit; those without one (-1) form a set of their own.
+// The lanes that have this lane's digit. No matter what it is for lanes without one (-1).
 VTOK_DEVICE unsigned group_peers(int digit, int bits) {
-  const unsigned valid = __ballot_sync(kFullMask, digit >= 0);
-  unsigned peers = digit >= 0 ? valid : ~valid;
+  unsigned peers = __ballot_sync(kFullMask, digit >= 0);
   for (int b = 0; b < bits; ++b) {
     const unsigned ones = __ballot_sync(kFullMask, digit >> b & 1);
     peers &= digit >> b & 1 ? ones : ~ones;
@@ -142,7 +141,7 @@ VTOK_DEVICE void group_pass(const GroupPlan& plan, const int64_t* assignment, in
   for (int i = 0; i < kGroupItems; ++i) {
     const unsigned peers = group_peers(digit[i], plan.bits), lower = peers & ((1u << lane) - 1);
     const int value = digit[i];
-    if (value >= 0) digit[i] |= (counts[value] + __popc(lower)) << kGroupDigit;  // the rank in the warp, above the digit
+    if (value >= 0) digit[i] |= (counts[value] + __popc(lower)) << kGroupDigit;  // above the digit: rank in the warp
     __syncwarp();
     if (value >= 0 && lower == 0) counts[value] += __popc(peers);
     __syncwarp();
