@@ -42,7 +42,7 @@ test: test-main test-triton sanitize gates some-mutants
 test-main: build host
 	$(PYTEST) -n $(WORKERS) tests
 test-triton: build
-	$(PYTEST) -n $(WORKERS) tests/triton
+	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) tests/triton
 sanitize: build host-asan
 	$(PY) tests/sanitized.py build/host-asan -q -n $(WORKERS) tests
 gates: build

@@ -88,6 +88,8 @@ class Tree:
         marks = ["-m", "host" if mutant.file.endswith(".cuh") else "not host"] if not mutant.sanitize else []
         options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
         env = {"VTOK_HOST_DIR": folder}
+        if mutant.file.startswith("triton_kernels/"):
+            env["TRITON_INTERPRET"] = "1"
         if where != ROOT:  # which is installed
             env["PYTHONPATH"] = str(where)
         return run(*command, *options, *marks, *arguments, cwd=where, **env)
