@@ -60,6 +60,11 @@ def cases() -> list[Case]:
         Case("no-rows", (x[:0], index([-1, -1]), index([0, 1, 2]))),
         Case("no-columns", (x[:, :0], *lists(6, [2, 3]), uniform(6))),
         Case("only-padding", (x, index([-1, -1, 4]), index([0, 2, 3])), {"reduce": "max"}),
+        Case(
+            "signed-zeros",
+            (torch.tensor([[-0.0] * 9, [0.0] * 9]), index([0, 1, 1, 0]), index([0, 2, 4])),
+            {"reduce": "max"},
+        ),
         Case("weights-zero", (x, index([0, 1, 2, 3]), index([0, 2, 4]), torch.tensor([0, 0, 2.0, 1, 0, 0]))),
         *(Case(f"nan-{reduce}", (nan, *lists(6, [3, 4, 1]), uniform(6)), {"reduce": reduce}) for reduce in REDUCES),
     ]
