@@ -123,7 +123,8 @@ def graph_sampler(variant: Variant, arguments: list[tuple]) -> Callable[[], floa
     torch.cuda.current_stream().wait_stream(side)
 
     repeats = max(1, math.ceil(GRAPH_S / (estimate * len(arguments))))
-    graph, kept = torch.cuda.CUDAGraph(), deque(maxlen=len(arguments))
+    graph = torch.cuda.CUDAGraph()
+    kept: deque[Any] = deque(maxlen=len(arguments))
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             for args in arguments:

@@ -132,8 +132,8 @@ def verify(got: Any, want: Any, exact: bool) -> None:
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         a = a.to(b.device)
         try:
-            tolerance = {"rtol": 0.0, "atol": 0.0} if exact or not a.is_floating_point() else {}
-            torch.testing.assert_close(a, b, equal_nan=True, **tolerance)
+            tolerance = 0.0 if exact or not a.is_floating_point() else None  # None is the dtype's own
+            torch.testing.assert_close(a, b, equal_nan=True, rtol=tolerance, atol=tolerance)
         except AssertionError as error:
             raise Mismatch(f"output {i} differs: {' '.join(str(error).split())}") from None
 
@@ -192,7 +192,12 @@ def measure_workload(subject: Subject, workload: Workload, device: torch.device,
     results, timed = [], []
     for backend in subject.backends(device, workload.kwargs):
         backend.before()
-        result = {"op": subject.op, "workload": workload.name, "device": device.type, "backend": backend.name}
+        result: dict[str, Any] = {
+            "op": subject.op,
+            "workload": workload.name,
+            "device": device.type,
+            "backend": backend.name,
+        }
         try:
             verify(backend.call(*args), want, workload.exact)
             timed.append(backend)

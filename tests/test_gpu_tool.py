@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from rooms import ROOT
 
 spec = importlib.util.spec_from_file_location("gpu_tool", ROOT / "tools" / "gpu.py")
