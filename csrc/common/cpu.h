@@ -13,21 +13,21 @@ Isa cpu_isa();  // cpu.cpp
 
 // Declares the tables of an op: instances of `Table` that <op>_cpu.inc defines once per instruction set.
 #if defined(__x86_64__)
-#define VTOK_CPU_TABLES(Table, op)                              \
-  namespace vtok {                                              \
-  extern const Table op##_portable, op##_avx2, op##_avx512;     \
-  inline const Table& op##_cpu() {                              \
-    switch (cpu_isa()) {                                        \
-      case Isa::avx512: return op##_avx512;                     \
-      case Isa::avx2: return op##_avx2;                         \
-      default: return op##_portable;                            \
-    }                                                           \
-  }                                                             \
+#define VTOK_CPU_TABLES(Table, op)                          \
+  namespace vtok {                                          \
+  extern const Table op##_portable, op##_avx2, op##_avx512; \
+  inline const Table& op##_cpu() {                          \
+    switch (cpu_isa()) {                                    \
+      case Isa::avx512: return op##_avx512;                 \
+      case Isa::avx2: return op##_avx2;                     \
+      default: return op##_portable;                        \
+    }                                                       \
+  }                                                         \
   }
 #else
-#define VTOK_CPU_TABLES(Table, op)                     \
-  namespace vtok {                                     \
-  extern const Table op##_portable;                    \
+#define VTOK_CPU_TABLES(Table, op)                         \
+  namespace vtok {                                         \
+  extern const Table op##_portable;                        \
   inline const Table& op##_cpu() { return op##_portable; } \
   }
 #endif

@@ -20,10 +20,10 @@
 #define __launch_bounds__(...)
 #define __restrict__
 
-#define VTOK_SHARED(Type, name) \
-  Type& name = *static_cast<Type*>(::vtok::host::shared(__FILE__ #name, sizeof(Type)))
+#define VTOK_SHARED(Type, name) Type& name = *static_cast<Type*>(::vtok::host::shared(__FILE__ #name, sizeof(Type)))
 #define VTOK_DYNAMIC_SHARED(name) char* const name = static_cast<char*>(::vtok::host::shared("", 0))
-#define VTOK_LAUNCH(kernel, grid, block, shared, stream, ...) ::vtok::launch(kernel, grid, block, shared, stream, __VA_ARGS__)
+#define VTOK_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  ::vtok::launch(kernel, grid, block, shared, stream, __VA_ARGS__)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -43,9 +43,9 @@ namespace host {
 struct Place {
   dim3 thread, block, block_dim, grid_dim;
 };
-const Place& place();                            // of the running fiber
-void* shared(const char* key, size_t bytes);     // the block's static array of that name; "" is the dynamic one
-int block_barrier(int vote);                     // the sum of the votes of all threads
+const Place& place();                         // of the running fiber
+void* shared(const char* key, size_t bytes);  // the block's static array of that name; "" is the dynamic one
+int block_barrier(int vote);                  // the sum of the votes of all threads
 const std::array<uint64_t, 32>& warp_exchange(unsigned mask, uint64_t value);  // what each lane of the mask brought
 int lane();
 void yield();
@@ -144,17 +144,41 @@ inline void __threadfence_block() {}
 // One CPU thread runs all fibers and none is interrupted, so plain reads and writes are atomic. A fiber may be
 // suspended around an atomic: the order in which blocks reach it is random too.
 template <class T>
-T atomicAdd(T* p, T value) { const T old = *p; *p = old + value; return old; }
+T atomicAdd(T* p, T value) {
+  const T old = *p;
+  *p = old + value;
+  return old;
+}
 template <class T>
-T atomicMax(T* p, T value) { const T old = *p; if (value > old) *p = value; return old; }
+T atomicMax(T* p, T value) {
+  const T old = *p;
+  if (value > old) *p = value;
+  return old;
+}
 template <class T>
-T atomicMin(T* p, T value) { const T old = *p; if (value < old) *p = value; return old; }
+T atomicMin(T* p, T value) {
+  const T old = *p;
+  if (value < old) *p = value;
+  return old;
+}
 template <class T>
-T atomicExch(T* p, T value) { const T old = *p; *p = value; return old; }
+T atomicExch(T* p, T value) {
+  const T old = *p;
+  *p = value;
+  return old;
+}
 template <class T>
-T atomicOr(T* p, T value) { const T old = *p; *p = old | value; return old; }
+T atomicOr(T* p, T value) {
+  const T old = *p;
+  *p = old | value;
+  return old;
+}
 template <class T>
-T atomicCAS(T* p, T expected, T value) { const T old = *p; if (old == expected) *p = value; return old; }
+T atomicCAS(T* p, T expected, T value) {
+  const T old = *p;
+  if (old == expected) *p = value;
+  return old;
+}
 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

@@ -68,7 +68,9 @@ VTOK_DEVICE void store_word(Word16* to, Word16 x) {
 #endif
 }
 template <class Word>
-VTOK_DEVICE void store_word(Word* to, Word x) { *to = x; }
+VTOK_DEVICE void store_word(Word* to, Word x) {
+  *to = x;
+}
 
 // Arithmetic that no compiler contracts, rounded to nearest even.
 VTOK_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
@@ -89,7 +91,8 @@ VTOK_DEVICE int64_t find_video(const int64_t* cu, int64_t videos, int64_t s) {
   int64_t low = 0, high = videos;  // cu[low] <= s, and s < cu[high] where high < videos
   while (high - low > 1) {
     const int64_t mid = low + (high - low) / 2;
-    if (cu[mid] <= s) low = mid; else high = mid;
+    if (cu[mid] <= s) low = mid;
+    else high = mid;
   }
   return low;
 }

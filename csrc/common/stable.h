@@ -34,8 +34,8 @@ template <class Expected, class Got>
 
 // Throws "vtok::<op>: expected <expected>, got <got>" unless ok; never use it inside a parallel region. A macro, so
 // that no text is built on the way of a good call.
-#define VTOK_EXPECT(ok, op, expected, got) \
-  do {                                     \
+#define VTOK_EXPECT(ok, op, expected, got)      \
+  do {                                          \
     if (!(ok)) ::vtok::fail(op, expected, got); \
   } while (0)
 
@@ -82,18 +82,18 @@ inline void expect_dim(const char* op, const char* name, const Tensor& tensor, i
 
 inline void expect_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType type) {
   VTOK_EXPECT(tensor.scalar_type() == type, op, text(name, " of dtype ", dtype_name(type)),
-         dtype_name(tensor.scalar_type()));
+              dtype_name(tensor.scalar_type()));
 }
 
 inline void expect_float(const char* op, const char* name, const Tensor& tensor) {
   VTOK_EXPECT(is_float(tensor.scalar_type()), op, text(name, " of dtype float32, float16, bfloat16 or float64"),
-         dtype_name(tensor.scalar_type()));
+              dtype_name(tensor.scalar_type()));
 }
 
 inline void expect_same_device(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   VTOK_EXPECT(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
-             tensor.get_device_index() == like.get_device_index(),
-         op, text(name, " on ", device_text(like)), device_text(tensor));
+                  tensor.get_device_index() == like.get_device_index(),
+              op, text(name, " on ", device_text(like)), device_text(tensor));
 }
 
 // One-dimensional int64 argument on the device of `like`; `shape` is how the docs spell its shape.

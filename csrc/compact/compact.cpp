@@ -33,8 +33,7 @@ std::tuple<Tensor, Tensor> compact(const Tensor& keep, const Tensor& cu_seqlens,
   const int64_t rows = cu[videos], chunks = (rows + kChunk - 1) / kChunk;
   std::vector<int64_t> start(chunks + 1);  // slot of each chunk's first kept row
   torch::stable::parallel_for(0, chunks, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c)
-      start[c + 1] = cpu.count(bytes, c * kChunk, std::min(rows, (c + 1) * kChunk));
+    for (int64_t c = begin; c < end; ++c) start[c + 1] = cpu.count(bytes, c * kChunk, std::min(rows, (c + 1) * kChunk));
   });
   for (int64_t c = 0; c < chunks; ++c) start[c + 1] += start[c];
   for (int64_t& slot : start) slot = std::min(slot, capacity);

@@ -8,7 +8,7 @@
 namespace vtok {
 
 constexpr int kCompactThreads = 256;
-constexpr int kCompactRows = 16;                             // rows a thread looks at at a time, one 16-byte word
+constexpr int kCompactRows = 16;                              // rows a thread looks at at a time, one 16-byte word
 constexpr int kCompactTile = kCompactThreads * kCompactRows;  // and a block
 constexpr int64_t kCompactSpans = 512;
 
@@ -43,10 +43,10 @@ VTOK_DEVICE unsigned compact_bits(const uint8_t* keep, int64_t first, int64_t en
 
 struct CompactShared {
   int64_t sums[kCompactThreads / kWarp];
-  int64_t boundaries[2];             // those that lie in the tile: [first, last)
-  int before[kCompactThreads];       // kept rows of the tile before each thread's
-  uint16_t bits[kCompactThreads];    // and each thread's own
-  uint16_t rows[kCompactTile];       // the tile's kept rows, from its first row
+  int64_t boundaries[2];           // those that lie in the tile: [first, last)
+  int before[kCompactThreads];     // kept rows of the tile before each thread's
+  uint16_t bits[kCompactThreads];  // and each thread's own
+  uint16_t rows[kCompactTile];     // the tile's kept rows, from its first row
 };
 
 // The rows that count: those before the last boundary, which is not trusted.

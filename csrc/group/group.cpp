@@ -35,8 +35,7 @@ std::tuple<Tensor, Tensor> group(const Tensor& assignment, int64_t k) {
   const auto cursors = [&](int64_t c) { return c + 1 < chunks ? tables.data() + c * k : ends + 1; };
   std::fill(ends, ends + k + 1, 0);
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c)
-      cpu.count(from, c * chunk, std::min(rows, (c + 1) * chunk), k, cursors(c));
+    for (int64_t c = begin; c < end; ++c) cpu.count(from, c * chunk, std::min(rows, (c + 1) * chunk), k, cursors(c));
   });
   int64_t slot = 0;
   for (int64_t g = 0; g < k; ++g)

@@ -44,7 +44,7 @@ inline GroupPlan group_plan(int64_t rows, int64_t k) {
 struct GroupShared {
   int64_t ticket;
   int64_t sums[kGroupWarps];
-  int64_t first[kGroupThreads + 1];      // slot of the first row of each digit value
+  int64_t first[kGroupThreads + 1];        // slot of the first row of each digit value
   int counts[kGroupWarps][kGroupThreads];  // rows of each digit value, by warp; in the first phase by digit
 };
 
@@ -180,7 +180,8 @@ VTOK_DEVICE void group_offsets(const GroupPlan& plan, const int64_t* assignment,
       int64_t low = shared.first[digit], high = shared.first[digit + 1];
       while (low < high) {
         const int64_t mid = low + (high - low) / 2;
-        if (assignment[members[mid]] < g) low = mid + 1; else high = mid;
+        if (assignment[members[mid]] < g) low = mid + 1;
+        else high = mid;
       }
       offsets[g] = low;
     }
@@ -211,7 +212,10 @@ __global__ void __launch_bounds__(kGroupThreads)
   } else {  // rows go back and forth between scratch and members, and end in members
     const int pass = static_cast<int>(phase) - 1;
     const bool to_members = (plan.passes - pass) % 2;
-    group_pass(plan, assignment, pass, tile, pass == 0 ? nullptr : to_members ? scratch : members,
+    group_pass(plan, assignment, pass, tile,
+               pass == 0    ? nullptr
+               : to_members ? scratch
+                            : members,
                to_members ? members : scratch, workspace, shared);
   }
   __syncthreads();

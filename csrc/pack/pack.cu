@@ -15,9 +15,9 @@ Tensor pack(const Tensor& tokens, const Tensor& index) {
   Tensor out = empty(tokens, {index.size(0), tokens.size(1)}, tokens.scalar_type());
   if (out.numel() == 0) return out;
   const auto size = static_cast<int64_t>(tokens.element_size());
-  check_launch("pack", pack_launch(source.const_data_ptr(), tokens.size(0), source.stride(0) * size,
-                                   tokens.size(1) * size, indices(order), index.size(0), out.mutable_data_ptr(),
-                                   scope.stream()));
+  check_launch("pack",
+               pack_launch(source.const_data_ptr(), tokens.size(0), source.stride(0) * size, tokens.size(1) * size,
+                           indices(order), index.size(0), out.mutable_data_ptr(), scope.stream()));
   return out;
 }
 

@@ -41,7 +41,8 @@ struct Argument<cudaStream_t> {
 template <class... A, size_t... I>
 void call(cudaError_t (*launcher)(A...), const py::args& args, std::index_sequence<I...>) {
   if (args.size() + 1 != sizeof...(A)) throw py::type_error("expected every argument but the stream");
-  const cudaError_t error = launcher(Argument<A>::from(I + 1 < sizeof...(A) ? py::handle(args[I < args.size() ? I : 0]) : py::none())...);
+  const cudaError_t error =
+      launcher(Argument<A>::from(I + 1 < sizeof...(A) ? py::handle(args[I < args.size() ? I : 0]) : py::none())...);
   if (error != cudaSuccess) throw std::runtime_error("launch failed: error " + std::to_string(static_cast<int>(error)));
 }
 

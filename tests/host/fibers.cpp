@@ -207,7 +207,8 @@ int block_barrier(int vote) {
 }
 
 const std::array<uint64_t, 32>& warp_exchange(unsigned mask, uint64_t word) {
-  if (!(mask >> current->lane & 1u)) throw std::runtime_error("a lane joined a warp operation whose mask leaves it out");
+  if (!(mask >> current->lane & 1u))
+    throw std::runtime_error("a lane joined a warp operation whose mask leaves it out");
   current->mask = mask;
   current->word = word;
   suspend(Fiber::in_exchange);
