@@ -100,5 +100,5 @@ def package(name: str) -> str:
 
 
 def red_test(output: str) -> str | None:
-    found = re.search(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", output, re.M)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
     return found and found[1]
