@@ -54,36 +54,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure_all(chosen: dict[str, Any], device: torch.device, quick: bool, seconds: float | None) -> dict[str, Any]:
-    """The whole report as plain data. An op that fails is reported as such and the others still run."""
+    """The whole report as plain data. Of the time each op may have its part of what is left."""
     measure.fresh_pages()
-    deadline = time.monotonic() + (seconds or float("inf"))
     report: dict[str, Any] = {"machine": machine(device), "date": datetime.now(timezone.utc).isoformat("T", "seconds")}
-    report |= {
-        "commit": commit(),
-        "pairs": 5 if quick else measure.PAIRS,
-        "results": [],
-        "dispatch": [],
-        "left_out": [],
-    }
-    for op, module in chosen.items():
-        subject = Subject(op, module, min(COMPILE_S, (seconds or float("inf")) / (3 * len(chosen))))
-        for workload in subject.workloads(device, quick):
-            if time.monotonic() > deadline:
-                report["left_out"].append(f"{op} {workload.name}")
-                continue
-            print(f"{op} {workload.name} ...", file=sys.stderr, flush=True)
-            try:
-                report["results"] += measure_workload(subject, workload, device, report["pairs"])
-            except Exception as error:  # the other ops are still worth measuring
-                failed = {"op": op, "workload": workload.name, "device": device.type, "backend": "all"}
-                report["results"].append(failed | {"error": f"{type(error).__name__}: {error}"})
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        if subject.is_op and time.monotonic() < deadline:
-            report["dispatch"].append(measure_dispatch(subject, device))
+    report |= {"commit": commit(), "pairs": 5 if quick else measure.PAIRS}
+    report |= {"results": [], "dispatch": [], "left_out": []}
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    for done, (op, module) in enumerate(chosen.items()):
+        part = (end - time.monotonic()) / (len(chosen) - done)
+        measure_op(Subject(op, module, min(COMPILE_S, part / 2)), device, quick, time.monotonic() + part, report)
     if _load.loaded:
         _load.cpu_isa(BEST_ISA)
     return report
+
+
+def measure_op(subject: Subject, device: torch.device, quick: bool, deadline: float, report: dict[str, Any]) -> None:
+    """Add the results of one op; what fails is reported as such, and the rest is still measured."""
+    for workload in subject.workloads(device, quick):
+        if time.monotonic() > deadline:
+            report["left_out"].append(f"{subject.op} {workload.name}")
+            continue
+        print(f"{subject.op} {workload.name} ...", file=sys.stderr, flush=True)
+        try:
+            report["results"] += measure_workload(subject, workload, device, report["pairs"])
+        except Exception as error:
+            failed = {"op": subject.op, "workload": workload.name, "device": device.type, "backend": "all"}
+            report["results"].append(failed | {"error": f"{type(error).__name__}: {error}"})
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if subject.is_op and time.monotonic() < deadline:
+        report["dispatch"].append(measure_dispatch(subject, device))
 
 
 # --- what it ran on ----------------------------------------------------------------------------------------------

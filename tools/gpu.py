@@ -67,7 +67,7 @@ def pytest(workers: int, *arguments: str) -> list[str]:
 
 def phases(gpu: dict[str, str], env: dict[str, str], results: Path) -> list[Phase]:
     workers = min(8, os.cpu_count() or 1)
-    bench_s = 190
+    bench_s = 220
     bench = [PYTHON, "-m", "vtok.bench.report", "--device", "cuda", "--results", str(results)]
     sanitized = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1"}
     sanitize = ["compute-sanitizer", "--target-processes", "all", "--error-exitcode", "99"]
@@ -78,7 +78,7 @@ def phases(gpu: dict[str, str], env: dict[str, str], results: Path) -> list[Phas
         Phase("build", [PYTHON, str(Path(__file__).resolve()), "--build", gpu["architecture"]], 180, env),
         Phase("tests, CUDA C++", pytest(workers, "tests/gpu"), 120, env),
         Phase("tests, Triton", pytest(workers, "tests/gpu"), 150, triton),
-        Phase("benchmark", [*bench, "--seconds", str(bench_s * 0.8)], bench_s, env),
+        Phase("benchmark", [*bench, "--seconds", str(bench_s * 0.85)], bench_s, env),
         Phase("memcheck", [*sanitize, "--tool", "memcheck", *driver], 60, env | sanitized, gone),
         Phase("memcheck, wild", [*sanitize, "--tool", "memcheck", *driver, "--wild"], 60, env | sanitized, gone),
         Phase("racecheck", [*sanitize, "--tool", "racecheck", *driver], 60, env | sanitized, gone),
