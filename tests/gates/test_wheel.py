@@ -106,6 +106,12 @@ def test_symbols(library):
     assert exported == {"vtok_cpu_isa"}
 
 
+def test_no_folder_of_the_build_machine_is_named(library):
+    content = library.read_bytes()
+    for folder in (ROOT, sys.prefix, sysconfig.get_path("purelib")):
+        assert os.fsencode(str(folder) + "/") not in content, folder
+
+
 def test_versions(library):
     for name, version in re.findall(r"\b(GLIBC|GLIBCXX|CXXABI)_([\d.]+)", run("readelf", "-VW", library)):
         assert tuple(map(int, version.split("."))) <= NEWEST[name], f"{name}_{version}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rooms import ROOT
 
+MEMORY = 12 << 30  # bytes of addresses
 
 @dataclass(frozen=True)
 class Mutant:
@@ -43,8 +45,17 @@ def all_mutants() -> list[tuple[str, Mutant]]:
     return [(op, mutant) for op in rooms for mutant in importlib.import_module(op).MUTANTS]
 
 
-def run(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+def run(*command: str, cwd: Path, limits: bool = False, **env: str) -> subprocess.CompletedProcess:
+    """With ``limits``, for what a mutant may do for ever: ten minutes, and memory where no sanitizer maps its own."""
+    if limits:
+        command = ("timeout", "--kill-after=10", "600", *command)
+    bound = limit_memory if limits and "sanitized" not in " ".join(command) else None
+    environment = {**os.environ, **env}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, preexec_fn=bound)
+
+
+def limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 class Tree:
@@ -92,7 +103,7 @@ class Tree:
             env["TRITON_INTERPRET"] = "1"
         if where != ROOT:  # which is installed
             env["PYTHONPATH"] = str(where)
-        return run(*command, *options, *marks, *arguments, cwd=where, **env)
+        return run(*command, *options, *marks, *arguments, cwd=where, limits=True, **env)
 
 
 def package(name: str) -> str:
@@ -102,3 +113,8 @@ def package(name: str) -> str:
 def red_test(output: str) -> str | None:
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
     return found and found[1]
+
+
+def died(done: subprocess.CompletedProcess) -> bool:
+    """Whether a signal ended it, the timeout's included: a broken kernel may crash or never end."""
+    return done.returncode < 0 or done.returncode >= 124

@@ -28,7 +28,7 @@ def evs(tokens: Tensor, layout: Layout, plan: Plan | None, *, compat: str | None
         raise TypeError(f"method 'evs': expected tokens of a floating dtype, got {tokens.dtype}")
     if compat is None:
         similarity = ops.temporal_similarity(tokens, layout.cu_seqlens, layout.tokens_per_frame)
-        return (1 - similarity).to(torch.float32)
+        return similarity.neg_().add_(1).to(torch.float32)  # in place: no second number per row
     if compat != "vllm":
         raise ValueError(f"method 'evs': expected compat None or 'vllm', got {compat!r}")
     first, before = _first_frames(layout)
