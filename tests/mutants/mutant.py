@@ -21,6 +21,7 @@ from rooms import ROOT
 
 MEMORY = 12 << 30  # bytes of addresses
 
+
 @dataclass(frozen=True)
 class Mutant:
     name: str
