@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -151,6 +152,31 @@ def test_frame_cu_seqlens_wants_every_row_in_a_frame():
     _, packed = packed_by(extra=1)
     with pytest.raises(ValueError, match="expected a layout without extra rows, got 1 per video"):
         _ = packed.frame_cu_seqlens
+
+
+def test_mrope_positions_are_exact_integers_where_16_bit_floats_are_not():
+    layout = Layout.from_grid([(2600, 2, 3), (40, 1, 2)])
+    index = torch.tensor([257 * 6 + 5, 2049 * 6 + 1, 2599 * 6 + 4, 2600 * 6 + 39 * 2 + 1, -1])
+    packed = Packed(torch.zeros(5, 1), index, torch.tensor([0, 3, 4]), layout)
+    assert packed.mrope_positions().T.tolist() == [[257, 1, 2], [2049, 0, 1], [2599, 1, 1], [39, 0, 1], [-1, -1, -1]]
+    begin = torch.tensor([10, 5000])
+    later = packed.mrope_positions(start=begin, time_scale=2)
+    assert later.T.tolist() == [[524, 11, 12], [4108, 10, 11], [5208, 11, 11], [5078, 5000, 5001], [-1, -1, -1]]
+    assert packed.mrope_positions(start=7, renumber=True).T.tolist() == [[7] * 3, [8] * 3, [9] * 3, [7] * 3, [-1] * 3]
+
+
+@pytest.mark.parametrize("scale, frames", [(0.5, [0, 0, 1, 1]), (Fraction(4, 3), [0, 1, 2, 4]), (0.7, [0, 0, 1, 2])])
+def test_mrope_time_is_rounded_down(scale, frames):
+    packed = compress(torch.randn(1, 4, 1, 3), budget="100%", method="uniform")
+    assert packed.mrope_positions(time_scale=scale)[0].tolist() == frames
+    with pytest.raises(ValueError, match="expected time_scale of at least 0, got -1"):
+        packed.mrope_positions(time_scale=-1)
+
+
+def test_mrope_positions_of_nothing():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    packed = Packed(torch.zeros(0, 1), nothing, torch.zeros(1, dtype=torch.int64), Layout.from_grid([]))
+    assert packed.mrope_positions().shape == (3, 0)
 
 
 @pytest.mark.parametrize("extra", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -155,6 +156,35 @@ class Packed:
         if self.layout.extra_rows:
             raise ValueError(f"expected a layout without extra rows, got {self.layout.extra_rows} per video")
         return torch.nn.functional.pad(self.frame_counts.cumsum(0), (1, 0))
+
+    def mrope_positions(
+        self, *, start: int | Tensor = 0, time_scale: int | float | Fraction = 1, renumber: bool = False
+    ) -> Tensor:
+        """Rotary position ids of the output rows for models with three axes, as integers all the way.
+
+        Args:
+            start: the id that each video begins at: an int, or int64 [V] on the device.
+            time_scale: ids per frame, as Qwen2.5-VL's tokens_per_second · seconds per grid step: an int, a Fraction,
+                or a float, read as the decimal it prints as. Frame t gets floor(t · time_scale).
+            renumber: the number of the row in its video on all three axes, instead of where it came from.
+
+        Returns:
+            int64 [3, K]: time, row, column, each from ``start``; -1 for padding. Never syncs.
+        """
+        scale = Fraction(str(time_scale)) if isinstance(time_scale, float) else Fraction(time_scale)
+        if scale < 0:
+            raise ValueError(f"expected time_scale of at least 0, got {time_scale}")
+        if self.layout.videos == 0:
+            return self.positions.T
+        video = self.layout.video_of(self.index)
+        if renumber:
+            ids = torch.arange(self.index.shape[0], device=self.index.device) - self.cu_seqlens[video]
+            ids = ids.expand(3, -1)
+        else:
+            t, h, w = self.positions.unbind(-1)
+            ids = torch.stack([t * scale.numerator // scale.denominator, h, w])
+        begin = start[video] if isinstance(start, Tensor) else start
+        return torch.where(self.index >= 0, ids + begin, -1)
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """(values [V, Kmax, D], bool mask [V, Kmax] of the real rows): a video a line. Never syncs.
