@@ -1,4 +1,4 @@
-"""A whole compression: EVS at a quarter of the rows, with index and positions, beside the serving engines' own path."""
+"""A whole compression: EVS at a quarter of the rows, with index, positions and scores, beside the serving engines' own path."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def prepared(grid: Grid, device: torch.device) -> tuple[vtok.Layout, vtok.Plan]:
     return layout, vtok.Plan.of(layout, budget="25%")
 
 
-def run(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def run(tokens: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     layout, plan = prepared(grid, tokens.device)
     packed = vtok.compress(tokens, layout, budget=plan, method="evs")
-    return packed.values, packed.index, packed.positions
+    return packed.values, packed.index, packed.positions, packed.scores
 
 
-def reference(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def reference(tokens: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     _, h, w = grid
     rows = tokens.shape[0]
     cu_seqlens = torch.arange(2, device=tokens.device) * rows
@@ -58,10 +58,10 @@ def reference(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     score = 1 - ROOMS["temporal_similarity"].reference(tokens, cu_seqlens, sites)
     index = ROOMS["topk"].reference(score, cu_seqlens, torch.arange(2, device=tokens.device) * (rows // 4), rows // 4)
     positions = torch.stack([index // (h * w), index // w % h, index % w], -1)
-    return ROOMS["pack"].reference(tokens, index), index, positions
+    return ROOMS["pack"].reference(tokens, index), index, positions, score
 
 
-def eager(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def eager(tokens: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     """The engines' rule, step by step as they do: cosine in the tokens' dtype, frame 0 at 255, stable sort, mask."""
     frames, h, w = grid
     x = tokens.view(frames, h * w, -1)
@@ -70,4 +70,4 @@ def eager(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     kept = torch.argsort(score, descending=True, stable=True)[: score.shape[0] // 4]
     mask = torch.zeros_like(score, dtype=torch.bool)
     mask[kept] = True
-    return tokens[mask], mask.nonzero().flatten(), mask.view(grid).nonzero()
+    return tokens[mask], mask.nonzero().flatten(), mask.view(grid).nonzero(), score
