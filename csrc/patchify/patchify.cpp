@@ -80,7 +80,9 @@ PatchifyCall::PatchifyCall(const Tensor& frames, const Tensor& index, const std:
     shift.push_back(options.mean ? (*options.mean)[c] / std : 0.0);
   }
   out = empty(frames, {index.size(0), patch_values(grid)},
-              options.dtype ? *options.dtype : bytes ? ScalarType::Float : frames.scalar_type());
+              options.dtype ? *options.dtype
+              : bytes       ? ScalarType::Float
+                            : frames.scalar_type());
 }
 
 namespace {
@@ -102,14 +104,10 @@ Tensor patchify(const Tensor& frames, const Tensor& index, const std::vector<int
                 const std::optional<std::vector<double>>& std, const std::optional<ScalarType>& dtype,
                 const std::string& order, bool pad) {
   PatchifyCall call(frames, index, patch, tubelet, reference_index, {mean, std, dtype, order, pad});
-  const PatchifyArgs args{frames.const_data_ptr(),
-                          call.grid,
-                          indices(call.sites),
-                          call.referring ? indices(call.references) : nullptr,
-                          call.scale.data(),
-                          call.shift.data(),
-                          call.scale.size() > 1,
-                          order == "thwc",
+  const PatchifyArgs args{frames.const_data_ptr(),    call.grid,
+                          indices(call.sites),        call.referring ? indices(call.references) : nullptr,
+                          call.scale.data(),          call.shift.data(),
+                          call.scale.size() > 1,      order == "thwc",
                           call.out.mutable_data_ptr()};
   const PatchifyRows rows = rows_of(frames.scalar_type(), call.out.scalar_type());
   std::atomic<int64_t> bad{0}, bad_references{0};

@@ -11,8 +11,8 @@ void launch_patchify(const Tensor& frames, const PatchifyCall& call, bool channe
   const CudaScope scope(frames);
   check_launch("patchify",
                patchify_launch(static_cast<const In*>(frames.const_data_ptr()), &call.grid, indices(call.sites),
-                               call.referring ? indices(call.references) : nullptr, call.out.size(0),
-                               call.scale.data(), call.shift.data(), call.scale.size() > 1, channels_last,
+                               call.referring ? indices(call.references) : nullptr, call.out.size(0), call.scale.data(),
+                               call.shift.data(), call.scale.size() > 1, channels_last,
                                static_cast<Out*>(call.out.mutable_data_ptr()), scope.stream()));
 }
 

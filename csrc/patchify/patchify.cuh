@@ -21,7 +21,7 @@ struct PatchifyKernelArgs {
   Out* out;  // [count, patch_values(grid)]
   bool per_channel, channels_last;
   int radix[4];                                          // of the digits of a place, (c, t, y, x) or (t, y, x, c)
-  int64_t stride[4];                                     // what a digit is worth in the frames
+  int64_t stride[4], wrap[4];                            // what a digit is worth in the frames, and its radix
   A scale[kPatchifyChannels], shift[kPatchifyChannels];  // one of each channel, or one of all
 };
 
@@ -42,14 +42,17 @@ VTOK_DEVICE PatchifyPlace patchify_at(const Args& args, int64_t column) {
   return place;
 }
 
+// Counts on by one, without a branch: neighbours in a warp carry at different times.
 template <class Args>
 VTOK_DEVICE void patchify_advance(const Args& args, PatchifyPlace& place) {
+  bool carry = true;
 #pragma unroll
   for (int d = 3; d >= 0; --d) {
-    place.step += args.stride[d];
-    if (++place.digit[d] < args.radix[d]) return;
-    place.digit[d] = 0;
-    place.step -= args.radix[d] * args.stride[d];
+    place.digit[d] += carry;
+    place.step += carry ? args.stride[d] : 0;
+    carry = place.digit[d] == args.radix[d];
+    place.digit[d] = carry ? 0 : place.digit[d];
+    place.step -= carry ? args.wrap[d] : 0;
   }
 }
 
@@ -70,7 +73,7 @@ template <class In, class Out>
 VTOK_DEVICE accumulator_t<In> patchify_value(const PatchifyKernelArgs<In, Out>& args, const PatchifyRow<In>& row,
                                              const PatchifyPlace& at) {
   using A = accumulator_t<In>;
-  const int c = args.per_channel ? at.digit[args.channels_last ? 3 : 0] : 0;
+  const int c = !args.per_channel ? 0 : args.channels_last ? at.digit[3] : at.digit[0];
   const A scale = args.scale[c], shift = args.shift[c];
   bool inside = true, seen = row.reference != nullptr;
   if (!row.whole) {
@@ -90,11 +93,10 @@ struct Word32 {
 template <int kBytes>
 using PatchifyWord = std::conditional_t<
     kBytes == 32, Word32,
-    std::conditional_t<
-        kBytes == 16, Word16,
-        std::conditional_t<kBytes == 8, uint64_t,
-                           std::conditional_t<kBytes == 4, uint32_t,
-                                              std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>>;
+    std::conditional_t<kBytes == 16, Word16,
+                       std::conditional_t<kBytes == 8, uint64_t,
+                                          std::conditional_t<kBytes == 4, uint32_t,
+                                                             std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>>;
 template <class T, int N>
 struct PatchifyValues {
   T v[N];
@@ -137,9 +139,9 @@ __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(Patchif
 #pragma unroll
         for (int n = 0; n < N; ++n) {
           const A x = widen(own.v[n]);
-          values.v[n] = round_to(row.reference ? mul_rn(add_rn(x, -A{widen(reference.v[n])}), scale)
-                                               : patchify_normal(x, scale, shift),
-                                 Out{});
+          values.v[n] = round_to(
+              row.reference ? mul_rn(add_rn(x, -A{widen(reference.v[n])}), scale) : patchify_normal(x, scale, shift),
+              Out{});
         }
       } else {
 #pragma unroll
@@ -189,6 +191,7 @@ cudaError_t patchify_launch(const In* frames, const PatchGrid* grid, const int64
   for (int d = 0; d < 4; ++d) {
     args.radix[d] = static_cast<int>(radix[channels_last ? (d + 1) % 4 : d]);
     args.stride[d] = stride[channels_last ? (d + 1) % 4 : d];
+    args.wrap[d] = args.radix[d] * args.stride[d];
   }
   for (int64_t c = 0; c < (per_channel ? grid->channels : 1); ++c) {
     args.scale[c] = static_cast<accumulator_t<In>>(scale[c]);
@@ -196,26 +199,28 @@ cudaError_t patchify_launch(const In* frames, const PatchGrid* grid, const int64
   }
   constexpr int kMost = sizeof(Out) == 8 ? 1 : 16 / sizeof(Out);
   const int64_t width = patch_values(*grid);
-  if (kMost > 1 && width % kMost == 0)
-    return !channels_last && patchify_wide(frames, *grid, kMost) ? patchify_words<In, Out, kMost, true>(args, stream)
-                                                                 : patchify_words<In, Out, kMost, false>(args, stream);
+  if constexpr (kMost > 1)
+    if (width % kMost == 0)
+      return !channels_last && patchify_wide(frames, *grid, kMost)
+                 ? patchify_words<In, Out, kMost, true>(args, stream)
+                 : patchify_words<In, Out, kMost, false>(args, stream);
   if constexpr (kMost == 8)
     if (width % 4 == 0) return patchify_words<In, Out, 4, false>(args, stream);
   return patchify_words<In, Out, 1, false>(args, stream);
 }
 
-VTOK_HOST_EXPORT("patchify_uint8_float32", patchify_launch<uint8_t, float>)
-VTOK_HOST_EXPORT("patchify_uint8_float16", patchify_launch<uint8_t, f16>)
-VTOK_HOST_EXPORT("patchify_uint8_bfloat16", patchify_launch<uint8_t, bf16>)
-VTOK_HOST_EXPORT("patchify_float32_float32", patchify_launch<float, float>)
-VTOK_HOST_EXPORT("patchify_float32_float16", patchify_launch<float, f16>)
-VTOK_HOST_EXPORT("patchify_float32_bfloat16", patchify_launch<float, bf16>)
-VTOK_HOST_EXPORT("patchify_float16_float32", patchify_launch<f16, float>)
-VTOK_HOST_EXPORT("patchify_float16_float16", patchify_launch<f16, f16>)
-VTOK_HOST_EXPORT("patchify_float16_bfloat16", patchify_launch<f16, bf16>)
-VTOK_HOST_EXPORT("patchify_bfloat16_float32", patchify_launch<bf16, float>)
-VTOK_HOST_EXPORT("patchify_bfloat16_float16", patchify_launch<bf16, f16>)
-VTOK_HOST_EXPORT("patchify_bfloat16_bfloat16", patchify_launch<bf16, bf16>)
-VTOK_HOST_EXPORT("patchify_float64_float64", patchify_launch<double, double>)
+VTOK_HOST_EXPORT("patchify_uint8_float32", (patchify_launch<uint8_t, float>))
+VTOK_HOST_EXPORT("patchify_uint8_float16", (patchify_launch<uint8_t, f16>))
+VTOK_HOST_EXPORT("patchify_uint8_bfloat16", (patchify_launch<uint8_t, bf16>))
+VTOK_HOST_EXPORT("patchify_float32_float32", (patchify_launch<float, float>))
+VTOK_HOST_EXPORT("patchify_float32_float16", (patchify_launch<float, f16>))
+VTOK_HOST_EXPORT("patchify_float32_bfloat16", (patchify_launch<float, bf16>))
+VTOK_HOST_EXPORT("patchify_float16_float32", (patchify_launch<f16, float>))
+VTOK_HOST_EXPORT("patchify_float16_float16", (patchify_launch<f16, f16>))
+VTOK_HOST_EXPORT("patchify_float16_bfloat16", (patchify_launch<f16, bf16>))
+VTOK_HOST_EXPORT("patchify_bfloat16_float32", (patchify_launch<bf16, float>))
+VTOK_HOST_EXPORT("patchify_bfloat16_float16", (patchify_launch<bf16, f16>))
+VTOK_HOST_EXPORT("patchify_bfloat16_bfloat16", (patchify_launch<bf16, bf16>))
+VTOK_HOST_EXPORT("patchify_float64_float64", (patchify_launch<double, double>))
 
 }  // namespace vtok
