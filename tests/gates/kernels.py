@@ -130,7 +130,7 @@ def triton_kernels(arch: str, launches: list[Callable]) -> list[Kernel]:
 
 
 def measure(kernel) -> Kernel:
-    types = [t for t in kernel.src.signature.values() if t.startswith("*")]
+    types = [t for t in kernel.src.signature.values() if str(t).startswith("*")]  # a tuple of numbers has several
     constants = [
         f"{p.name}={kernel.src.constants[(p.num,)]}"
         for p in kernel.src.fn.params
