@@ -220,6 +220,7 @@ def test_tokens_are_those_of_the_masked_prompt(model, rule):
     dropped = kept.layout.total - kept.values.shape[0]
     placeholders = int((shrunk["input_ids"] == VIDEO).sum())
     assert dropped > 0 and placeholders == int((inputs["input_ids"] == VIDEO).sum()) - dropped
+    assert shrunk["input_ids"].shape[1] == int(masked(model, inputs, kept)["attention_mask"].sum(1).max())
     assert not torch.allclose(logits, steps(model, inputs, compressed(model, inputs, budget="100%"), 4)[1], atol=1e-2)
 
 
@@ -381,8 +382,11 @@ def test_a_second_turn_from_the_cache(model):
         third["attention_mask"] = torch.cat([mask, torch.ones_like(third["input_ids"][:, mask.shape[1] :])], 1)
         assert torch.equal(generated(model, third, max_new_tokens=new)[:, -new:], last)
         own = DynamicCache(config=model.config.get_text_config())
+        types = {"mm_token_type_ids": (whole == VIDEO) * 2} if is_qwen(model) else {}
         first_alone = generated(model, inputs, max_new_tokens=new, past_key_values=own)
-        assert torch.equal(generated(model, {**again, "past_key_values": own}, max_new_tokens=new)[:, -new:], want)
+        assert torch.equal(
+            generated(model, {**again, **types, "past_key_values": own}, max_new_tokens=new)[:, -new:], want
+        )
         assert torch.equal(first_alone, out.sequences)
         with pytest.raises(ValueError, match="expected no pixels together with a cache that holds a compressed prompt"):
             generated(model, {**again, "past_key_values": caches[1], "pixel_values_videos": torch.zeros(1)})
@@ -494,6 +498,18 @@ def test_attach_and_detach(model):
     detach(model)
     assert model.generate is marked
     del model.generate
+
+
+def test_generate_keeps_no_graph(model):
+    tower, seen = model.model.multi_modal_projector if not is_qwen(model) else model.model.visual, []
+    hook = tower.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    attach(model, budget=4)
+    try:
+        generated(model, prompt(model, BATCH))
+        assert seen == [False]  # one pass of the tower
+    finally:
+        detach(model)
+        hook.remove()
 
 
 def test_inputs_are_not_changed(model):
