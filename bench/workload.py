@@ -44,6 +44,8 @@ class Workload:
 # (frames, rows per frame, channels) of DESIGN.md section 5.
 CLIPS = {"32×14×14×3584": (32, 196, 3584), "64×27×27×1152": (64, 729, 1152), "256×14×14×3584": (256, 196, 3584)}
 MILLION = {"1M rows×3584": (5120, 196, 3584)}
+# (frames, channels, height, width) of the pixels that a vision tower has not seen yet.
+VIDEOS = {"64×3×1080×1920": (64, 3, 1080, 1920), "64×3×384×384": (64, 3, 384, 384)}
 # Rows of what works on one number a row.
 ROWS = {"16k": 1 << 14, "50k": 50_176, "1M": 1_003_520}
 
@@ -51,7 +53,7 @@ ROWS = {"16k": 1 << 14, "50k": 50_176, "1M": 1_003_520}
 @contextmanager
 def tiny() -> Iterator[None]:
     """Every size shrunk to a few rows: to test the benchmarks themselves, and to time a call that does no work."""
-    few: list[tuple[dict[str, Any], Any]] = [(CLIPS, (8, 4, 8)), (MILLION, (8, 4, 8)), (ROWS, 64)]
+    few: list[tuple[dict[str, Any], Any]] = [(CLIPS, (8, 4, 8)), (MILLION, (8, 4, 8)), (VIDEOS, (8, 3, 16, 24)), (ROWS, 64)]
     before = [dict(table) for table, _ in few]
     try:
         for table, size in few:
