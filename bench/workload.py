@@ -53,7 +53,12 @@ ROWS = {"16k": 1 << 14, "50k": 50_176, "1M": 1_003_520}
 @contextmanager
 def tiny() -> Iterator[None]:
     """Every size shrunk to a few rows: to test the benchmarks themselves, and to time a call that does no work."""
-    few: list[tuple[dict[str, Any], Any]] = [(CLIPS, (8, 4, 8)), (MILLION, (8, 4, 8)), (VIDEOS, (8, 3, 16, 24)), (ROWS, 64)]
+    few: list[tuple[dict[str, Any], Any]] = [
+        (CLIPS, (8, 4, 8)),
+        (MILLION, (8, 4, 8)),
+        (VIDEOS, (8, 3, 16, 24)),
+        (ROWS, 64),
+    ]
     before = [dict(table) for table, _ in few]
     try:
         for table, size in few:

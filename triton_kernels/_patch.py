@@ -87,8 +87,8 @@ def patch_distance(
     x, r, x_strides, r_strides, left, rows, pw, ph, FRAMES, count, METRIC: tl.constexpr, FLOAT: tl.constexpr,
     ACC: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """[PATCHES]: the score of each patch from the pointers to its corners, [PATCHES, 1]; ``left`` is how many columns of
-    pixels there are from the corner on, ``count`` the rows of pixels of a patch over all its channels and frames."""
+    """[PATCHES]: the score of each patch from the pointers to its corners, [PATCHES, 1]; ``left`` is how many columns
+    of pixels there are from the corner on, ``count`` the rows of pixels of a patch in all its channels and frames."""
     SSIM: tl.constexpr = "moments" if ACC == tl.int64 else "levels"
     RULE: tl.constexpr = SSIM if METRIC == "ssim" else METRIC if METRIC == "l1" else "square"
     lane = tl.arange(0, COLUMNS)[None, :]

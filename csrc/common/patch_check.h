@@ -33,8 +33,8 @@ inline PatchVideo expect_patches(const char* op, const Tensor& frames, const std
   const auto pair = [](int64_t a, int64_t b) { return text("(", a, ", ", b, ")"); };
   VTOK_EXPECT(1 <= ph && 1 <= pw && ph <= H && pw <= W, op, text("patch from (1, 1) to (H, W)=", pair(H, W)),
               pair(ph, pw));
-  VTOK_EXPECT(pad || (H % ph == 0 && W % pw == 0), op,
-              text("(H, W) divisible by patch ", pair(ph, pw), " without pad"), pair(H, W));
+  VTOK_EXPECT(pad || (H % ph == 0 && W % pw == 0), op, text("(H, W) divisible by patch ", pair(ph, pw), " without pad"),
+              pair(H, W));
   VTOK_EXPECT(tubelet >= 1, op, "tubelet >= 1", tubelet);
   VTOK_EXPECT(T % tubelet == 0, op, text("T divisible by tubelet=", tubelet), T);
   PatchVideo video{};
@@ -45,9 +45,9 @@ inline PatchVideo expect_patches(const char* op, const Tensor& frames, const std
   video.h = (H - 1) / ph + 1, video.w = (W - 1) / pw + 1;
   video.whole = span == "whole";
   constexpr int64_t kMost = int64_t{1} << 24;
-  VTOK_EXPECT(video.metric != PatchMetric::ssim || frames.scalar_type() != ScalarType::Byte ||
-                  patch_values(video) <= kMost,
-              op, text("patches of at most ", kMost, " values for ssim of uint8"), patch_values(video));
+  VTOK_EXPECT(
+      video.metric != PatchMetric::ssim || frames.scalar_type() != ScalarType::Byte || patch_values(video) <= kMost, op,
+      text("patches of at most ", kMost, " values for ssim of uint8"), patch_values(video));
   return video;
 }
 

@@ -15,23 +15,39 @@ typedef int16_t vshort __attribute__((vector_size(4 * kLanes), aligned(2), may_a
 typedef int32_t vint __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int64_t vlong __attribute__((vector_size(4 * kLanes), aligned(8), may_alias));
 
-// As many values as a vector of the wider type has lanes.
-typedef uint16_t vbf16 __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-typedef uint8_t vbytes __attribute__((vector_size(2 * kLanes), aligned(1), may_alias));
-typedef uint8_t vbytes_half __attribute__((vector_size(kLanes), aligned(1), may_alias));
-
 inline void widen_to(const float* p, vfloat& x) { x = load(p); }
 inline void widen_to(const f16* p, vfloat& x) { x = load(p); }
 inline void widen_to(const double* p, vdouble& x) { x = load(p); }
+#if defined(__AVX512F__)  // gcc 12 takes the vectors that __builtin_convertvector widens apart
 inline void widen_to(const bf16* p, vfloat& x) {
-  x = (vfloat)(__builtin_convertvector(*reinterpret_cast<const vbf16*>(p), vword) << 16);
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  x = (vfloat)((vword)_mm512_maskz_cvtepu16_epi32(0xffff, halves) << 16);
 }
 inline void widen_to(const uint8_t* p, vshort& x) {
-  x = __builtin_convertvector(*reinterpret_cast<const vbytes*>(p), vshort);
+  x = (vshort)_mm512_maskz_cvtepu8_epi16(0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline void widen_to(const uint8_t* p, vint& x) {
-  x = __builtin_convertvector(*reinterpret_cast<const vbytes_half*>(p), vint);
+  x = (vint)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+#elif defined(__AVX2__)
+inline void widen_to(const bf16* p, vfloat& x) {
+  x = (vfloat)((vword)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+}
+inline void widen_to(const uint8_t* p, vshort& x) {
+  x = (vshort)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void widen_to(const uint8_t* p, vint& x) {
+  x = (vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+#else
+template <class T, class V>
+inline void widen_to(const T* p, V& x) {
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) x[i] = p[i];
+}
+inline void widen_to(const bf16* p, vfloat& x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = widen(p[i]);
+}
+#endif
 
 inline vfloat magnitude(vfloat x) { return (vfloat)((vint)x & 0x7fffffff); }
 inline vdouble magnitude(vdouble x) { return (vdouble)((vlong)x & 0x7fffffffffffffff); }
@@ -248,14 +264,15 @@ void sum_patches(const PatchPair<T>& pair, int64_t first, int64_t count, const p
           for (int64_t k = 0; k < each; ++k) columns.mean[s][p * pw + k] = mean[s][p];
     columns.add(pair, first * pw + from, width);
     for (int s = 0; s < Terms::kSums + Terms::kMost; ++s)
-      for (int64_t k = 0; k < each; ++k)
-        for (int64_t p = 0; p < count; ++p) {
-          const Sum column = columns.sums[s][p * pw + k];
-          Sum& total = totals[s][p];
-          if (from + k == 0) total = column;
-          else if (s < Terms::kSums) total = total + column;
-          else total = column > total ? column : total;
+      for (int64_t p = 0; p < count; ++p) {
+        const Sum* const column = columns.sums[s] + p * pw;
+        Sum total = from ? totals[s][p] : column[0];
+        for (int64_t k = from ? 0 : 1; k < each; ++k) {
+          if (s < Terms::kSums) total = total + column[k];
+          else total = column[k] > total ? column[k] : total;
         }
+        totals[s][p] = total;
+      }
   }
 }
 
@@ -287,8 +304,8 @@ void score_ssim(const PatchPair<T>& pair, int64_t first, int64_t count, A* score
   sum_patches<T, CentredTerms<T>>(pair, first, count, level, moment);
   for (int64_t p = 0; p < count; ++p) {
     const A x = level[2][p] + level[3][p], r = level[4][p] + level[5][p];
-    scores[p] = ssim_distance(level[0][p], level[1][p], moment[0][p] / P, moment[1][p] / P, moment[2][p] / P,
-                              x > r ? x : r);
+    scores[p] =
+        ssim_distance(level[0][p], level[1][p], moment[0][p] / P, moment[1][p] / P, moment[2][p] / P, x > r ? x : r);
   }
 }
 

@@ -53,18 +53,31 @@ cudaError_t patch_motion_launch(const T* frames, int64_t batch, int64_t frame, i
                                 int64_t ph, int64_t pw, bool whole, int metric, accumulator_t<T>* scores,
                                 cudaStream_t stream) {
   if (videos * steps == 0) return cudaSuccess;
-  const PatchVideo video{frames,  batch, frame, channel,         row,
-                         videos,  steps, C,     H,               W,
-                         tubelet, ph,    pw,    ceil_div(H, ph), ceil_div(W, pw),
-                         whole,   static_cast<PatchMetric>(metric)};
+  const PatchVideo video{frames,
+                         batch,
+                         frame,
+                         channel,
+                         row,
+                         videos,
+                         steps,
+                         C,
+                         H,
+                         W,
+                         tubelet,
+                         ph,
+                         pw,
+                         ceil_div(H, ph),
+                         ceil_div(W, pw),
+                         whole,
+                         static_cast<PatchMetric>(metric)};
   return dispatch_patches<T>(video, [&](auto word, auto kind) {
     using Word = decltype(word);
     const int64_t patches = strip_patches<T, Word>(video), strips = ceil_div(video.w, patches) * video.h * videos;
     const int64_t wanted = ceil_div(steps * strips, kMotionBlocks);
     const int64_t run = wanted < kMotionMinRun ? kMotionMinRun : wanted < kMotionMaxRun ? wanted : kMotionMaxRun;
     const int64_t bytes = C * compared_frames(video) * ph * kPatchThreads * sizeof(Word);
-    const bool staged = (whole || tubelet == 1) && patches * pw <= kPatchThreads * kWordPixels<T, Word> &&
-                        bytes <= kMotionStage;
+    const bool staged =
+        (whole || tubelet == 1) && patches * pw <= kPatchThreads * kWordPixels<T, Word> && bytes <= kMotionStage;
     return VTOK_LAUNCH((motion_kernel<T, Word, decltype(kind)::value>), dim3(strips * ceil_div(steps, run)),
                        dim3(kPatchThreads), staged ? bytes : 0, stream, video, patches, run, staged, scores);
   });

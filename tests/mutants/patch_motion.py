@@ -3,7 +3,7 @@ from mutant import Mutant
 MUTANTS = [
     Mutant(
         "columns are added from the right", "csrc/common/patch_cpu.h",
-        "columns.sums[s][p * pw + k]", "columns.sums[s][p * pw + each - 1 - k]",
+        "total = total + column[k];", "total = total + column[each - k];",
     ),
     Mutant(
         "sums of bytes never settle", "csrc/common/patch_cpu.h",
@@ -17,7 +17,6 @@ MUTANTS = [
         "if (keep && y + i < rows)", "if (keep && y + i + 1 < rows)",
     ),
     Mutant(
-        "columns beyond a patch count", "triton_kernels/_patch.py",
-        "inside = (k + lane < left) & (k + lane < pw)\n        s = down_rows(", "inside = k + lane < left\n        s = down_rows(",
+        "a step is compared with itself", "triton_kernels/patch_motion.py", "tl.maximum(t - 1, 0)", "t",
     ),
 ]  # fmt: skip

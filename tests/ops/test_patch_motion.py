@@ -61,9 +61,7 @@ def errors() -> list[Error]:
     large = torch.zeros(1, 1, dtype=torch.uint8).expand(4097, 4096)[None, None, None]
     return [
         Error(f"{op}frames of shape (B, T, C, H, W), got (6, 3, 8, 12)", (x[0], [4, 4])),
-        Error(
-            f"{op}frames of dtype uint8, float32, float16, bfloat16 or float64, got int32", (x.int(), [4, 4])
-        ),
+        Error(f"{op}frames of dtype uint8, float32, float16, bfloat16 or float64, got int32", (x.int(), [4, 4])),
         Error(f"{op}frames with C, H and W >= 1, got (1, 6, 0, 8, 12)", (x[:, :, :0], [4, 4])),
         Error(f"{op}patch of 2 sizes (ph, pw), got 1", (x, [4])),
         Error(f"{op}patch from (1, 1) to (H, W)=(8, 12), got (0, 4)", (x, [0, 4])),

@@ -34,8 +34,10 @@ def check(op: str, frames: Tensor, patch: list[int], tubelet: int, metric: str, 
     _check.expect(len(patch) == 2, op, "patch of 2 sizes (ph, pw)", len(patch))
     ph, pw = patch
     got = f"({ph}, {pw})"
-    _check.expect(1 <= ph and 1 <= pw and ph <= H and pw <= W, op, f"patch from (1, 1) to (H, W)=({H}, {W})", got)
-    _check.expect(pad or (H % ph == 0 and W % pw == 0), op, f"(H, W) divisible by patch {got} without pad", f"({H}, {W})")
+    _check.expect(min(patch) >= 1 and ph <= H and pw <= W, op, f"patch from (1, 1) to (H, W)=({H}, {W})", got)
+    _check.expect(
+        pad or (H % ph == 0 and W % pw == 0), op, f"(H, W) divisible by patch {got} without pad", f"({H}, {W})"
+    )
     _check.expect(tubelet >= 1, op, "tubelet >= 1", tubelet)
     _check.expect(T % tubelet == 0, op, f"T divisible by tubelet={tubelet}", T)
     names = ", ".join(f'"{name}"' for name in METRICS[:-1])
@@ -67,7 +69,9 @@ def columns(x: Tensor, patch: list[int]) -> Tensor:
     """[..., C, frames, H, W] -> [C·frames·ph, ..., h, w, pw]: a patch's values by column, in the order of the sums."""
     ph, pw = patch
     x = torch.nn.functional.pad(x, (0, -x.shape[-1] % pw, 0, -x.shape[-2] % ph))
-    x = x.unflatten(-1, (x.shape[-1] // pw, pw)).unflatten(-3, (x.shape[-2] // ph, ph))  # [..., C, frames, h, ph, w, pw]
+    x = x.unflatten(-1, (x.shape[-1] // pw, pw)).unflatten(
+        -3, (x.shape[-2] // ph, ph)
+    )  # [..., C, frames, h, ph, w, pw]
     return x.movedim((-6, -5, -3), (0, 1, 2)).flatten(0, 2)
 
 
@@ -111,3 +115,9 @@ def ssim(x: Tensor, r: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     c1, c2 = 0.01 * L * (0.01 * L), 0.03 * L * (0.03 * L)
     likeness = (2 * mx * mr + c1) * (2 * c + c2) / ((mx * mx + mr * mr + c1) * (vx + vr + c2)).clamp(min=1e-12)
     return (1 - likeness).clamp(0, 2)
+
+
+def pixels(values: Tensor, patch: list[int], H: int, W: int) -> Tensor:
+    """[..., h, w] -> [..., H, W]: each patch's value at its pixels."""
+    ph, pw = patch
+    return values.repeat_interleave(ph, -2)[..., :H, :].repeat_interleave(pw, -1)[..., :W]
