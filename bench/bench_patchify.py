@@ -20,7 +20,7 @@ def workloads() -> list[Workload]:
 
 def clip(name: str, patch: int, tubelet: int, source: torch.dtype, dtype: torch.dtype) -> Workload:
     T, H, W = VIDEOS[name]
-    sites = T // tubelet * (H // patch) * (W // patch)
+    sites = T // tubelet * -(-H // patch) * -(-W // patch)
     kept, values = sites // 4, 3 * tubelet * patch * patch
 
     def make(device: torch.device) -> tuple:
@@ -33,16 +33,17 @@ def clip(name: str, patch: int, tubelet: int, source: torch.dtype, dtype: torch.
 
     moved = kept * values * (source.itemsize + dtype.itemsize) + kept * 8
     names = f"{str(source)[6:]} to {str(dtype)[6:]}"
-    kwargs = {"mean": MEAN, "std": STD, "dtype": dtype}
+    kwargs = {"mean": MEAN, "std": STD, "dtype": dtype, "pad": True}
     return Workload(f"{name} patch {tubelet}×{patch}, {names}, 25 %", make, moved, roof="copy", kwargs=kwargs)
 
 
 def eager(
-    frames: torch.Tensor, index: torch.Tensor, patch: list[int], tubelet: int, *, mean, std, dtype
+    frames: torch.Tensor, index: torch.Tensor, patch: list[int], tubelet: int, *, mean, std, dtype, pad
 ) -> torch.Tensor:
     """Every frame normalised, cast and cut up before the patches are chosen."""
     x = frames / 255 if frames.dtype == torch.uint8 else frames
     mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (mean, std))
     x = ((x - mean) / std).to(dtype)
+    x = torch.nn.functional.pad(x, (0, -x.shape[-1] % patch[1], 0, -x.shape[-2] % patch[0]))
     x = x.unflatten(4, (-1, patch[1])).unflatten(3, (-1, patch[0])).unflatten(1, (-1, tubelet))
     return x.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(0, 3)[index]

@@ -138,6 +138,27 @@ unsigned __match_any_sync(unsigned mask, T value) {
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+// Four bytes of a word side by side.
+template <class Op>
+unsigned each_byte(Op op) {
+  unsigned word = 0;
+  for (int shift = 0; shift < 32; shift += 8) word |= static_cast<unsigned>(op(shift)) << shift;
+  return word;
+}
+inline unsigned __vmaxu4(unsigned a, unsigned b) {
+  return each_byte([=](int s) { return (a >> s & 255) > (b >> s & 255) ? a >> s & 255 : b >> s & 255; });
+}
+inline unsigned __vminu4(unsigned a, unsigned b) {
+  return each_byte([=](int s) { return (a >> s & 255) < (b >> s & 255) ? a >> s & 255 : b >> s & 255; });
+}
+inline unsigned __vabsdiffu4(unsigned a, unsigned b) {
+  const unsigned most = __vmaxu4(a, b), least = __vminu4(a, b);
+  return most - least;  // no byte borrows
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+  for (int s = 0; s < 32; s += 8) sum += (a >> s & 255) * (b >> s & 255);
+  return sum;
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

@@ -1,0 +1,327 @@
+// The distances of patches on the CPU. A native vector holds neighbouring columns of pixels; a block of two vectors
+// goes down the rows of its patches with its sums in registers. Columns of a tile are then added patch by patch.
+#pragma once
+
+#include "common/isa.h"
+#include "common/patch.h"
+
+namespace vtok {
+namespace {
+
+constexpr int64_t kPatchTile = 512;  // columns side by side; a wider patch is taken in several tiles
+constexpr int64_t kPatchRows = 128;  // rows of uint8 whose sums stay in lanes of 16 bits (32 for squares)
+
+typedef int16_t vshort __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
+typedef int32_t vint __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int64_t vlong __attribute__((vector_size(4 * kLanes), aligned(8), may_alias));
+
+inline void widen_to(const float* p, vfloat& x) { x = load(p); }
+inline void widen_to(const f16* p, vfloat& x) { x = load(p); }
+inline void widen_to(const double* p, vdouble& x) { x = load(p); }
+#if defined(__AVX512F__)  // gcc 12 takes the vectors that __builtin_convertvector widens apart
+inline void widen_to(const bf16* p, vfloat& x) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  x = (vfloat)((vword)_mm512_maskz_cvtepu16_epi32(0xffff, halves) << 16);
+}
+inline void widen_to(const uint8_t* p, vshort& x) {
+  x = (vshort)_mm512_maskz_cvtepu8_epi16(0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void widen_to(const uint8_t* p, vint& x) {
+  x = (vint)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#elif defined(__AVX2__)
+inline void widen_to(const bf16* p, vfloat& x) {
+  x = (vfloat)((vword)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+}
+inline void widen_to(const uint8_t* p, vshort& x) {
+  x = (vshort)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void widen_to(const uint8_t* p, vint& x) {
+  x = (vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+#else
+template <class T, class V>
+inline void widen_to(const T* p, V& x) {
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) x[i] = p[i];
+}
+inline void widen_to(const bf16* p, vfloat& x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = widen(p[i]);
+}
+#endif
+
+inline vfloat magnitude(vfloat x) { return (vfloat)((vint)x & 0x7fffffff); }
+inline vdouble magnitude(vdouble x) { return (vdouble)((vlong)x & 0x7fffffffffffffff); }
+inline vshort magnitude(vshort x) { return x < 0 ? -x : x; }
+
+// Sums and their lanes, by the type of the pixels: those of uint8 stay integers.
+template <class T>
+struct PatchSums {
+  using Sum = float;
+  using V = vfloat;
+  using Narrow = vfloat;
+  static constexpr float kLeast = -__builtin_inff();
+};
+template <>
+struct PatchSums<double> {
+  using Sum = double;
+  using V = vdouble;
+  using Narrow = vdouble;
+  static constexpr double kLeast = -__builtin_inf();
+};
+template <>
+struct PatchSums<uint8_t> {
+  using Sum = int64_t;
+  using V = vint;
+  using Narrow = vshort;  // sums of differences, but not of squares
+  static constexpr int kLeast = -256;
+};
+template <class T>
+using patch_sum_t = typename PatchSums<T>::Sum;
+
+// What a pair of pixels adds to which sums, and which most values it raises; `mean` of x and r where kCentred.
+template <class T>
+struct AbsoluteTerms {
+  using V = typename PatchSums<T>::Narrow;
+  static constexpr int kSums = 1, kMost = 0;
+  static constexpr bool kCentred = false;
+  static inline void add(V (&sums)[1], V x, V r, const V (&)[2]) { sums[0] = sums[0] + magnitude(x - r); }
+};
+template <class T>
+struct SquareTerms {
+  using V = typename PatchSums<T>::V;
+  static constexpr int kSums = 1, kMost = 0;
+  static constexpr bool kCentred = false;
+  static inline void add(V (&sums)[1], V x, V r, const V (&)[2]) {
+    const V difference = x - r;
+    sums[0] = sums[0] + difference * difference;
+  }
+};
+// x, r, then the most of x, -x, r, -r.
+template <class V>
+inline void add_levels(V* sums, V* most, V x, V r) {
+  sums[0] = sums[0] + x;
+  sums[1] = sums[1] + r;
+  most[0] = x > most[0] ? x : most[0];
+  most[1] = -x > most[1] ? -x : most[1];
+  most[2] = r > most[2] ? r : most[2];
+  most[3] = -r > most[3] ? -r : most[3];
+}
+template <class T>
+struct LevelTerms {
+  using V = typename PatchSums<T>::V;
+  static constexpr int kSums = 2, kMost = 4;
+  static constexpr bool kCentred = false;
+  static inline void add(V (&sums)[6], V x, V r, const V (&)[2]) { add_levels(sums, sums + 2, x, r); }
+};
+// Integers need one pass: x, r, x², r², x·r, then the most of x, -x, r, -r.
+template <class T>
+struct MomentTerms {
+  using V = typename PatchSums<T>::V;
+  static constexpr int kSums = 5, kMost = 4;
+  static constexpr bool kCentred = false;
+  static inline void add(V (&sums)[9], V x, V r, const V (&)[2]) {
+    add_levels(sums, sums + 5, x, r);
+    sums[2] = sums[2] + x * x;
+    sums[3] = sums[3] + r * r;
+    sums[4] = sums[4] + x * r;
+  }
+};
+template <class T>
+struct CentredTerms {
+  using V = typename PatchSums<T>::V;
+  static constexpr int kSums = 3, kMost = 0;
+  static constexpr bool kCentred = true;
+  static inline void add(V (&sums)[3], V x, V r, const V (&mean)[2]) {
+    const V a = x - mean[0], b = r - mean[1];
+    sums[0] = sums[0] + a * a;
+    sums[1] = sums[1] + b * b;
+    sums[2] = sums[2] + a * b;
+  }
+};
+
+// One step of a strip, its reference, and how far from their pixels those lie that are needed soon (0: nowhere).
+template <class T>
+struct PatchPair {
+  const PatchVideo& video;
+  PatchStrip strip;
+  PatchPixels<T> x, r;
+  int64_t x_ahead, r_ahead;
+};
+
+// The sums of columns of pixels.
+template <class T, class Terms>
+struct PatchColumns {
+  using Sum = patch_sum_t<T>;
+  using V = typename Terms::V;
+  static constexpr bool kIntegers = sizeof(Sum) > sizeof(V{}[0]);
+  static constexpr int kAll = Terms::kSums + Terms::kMost;
+  static constexpr int kLane = sizeof(V) / sizeof(V{}[0]), kBlock = 2 * kLane;
+  Sum sums[kAll][kPatchTile + kBlock];
+  Sum mean[2][Terms::kCentred ? kPatchTile + kBlock : 1];  // of x and of r
+
+  // `width` columns from column `from` of the strip on.
+  inline void add(const PatchPair<T>& pair, int64_t from, int64_t width) {
+    for (int64_t slot = 0; slot < width; slot += kBlock) add_block(pair, from + slot, slot);
+  }
+
+ private:
+  inline void add_block(const PatchPair<T>& pair, int64_t column, int64_t slot) {
+    V lanes[2][kAll], mean[2][2] = {};
+    if constexpr (Terms::kCentred)
+      for (int v = 0; v < 2; ++v)
+        for (int s = 0; s < 2; ++s) widen_to(this->mean[s] + slot + v * kLane, mean[v][s]);
+    start(lanes);
+    const PatchVideo& video = pair.video;
+    const int64_t frames = compared_frames(video), left = pair.strip.columns - column;
+    int64_t room = kPatchRows;
+    bool first = true;
+    for (int64_t channel = 0; channel < video.C; ++channel)
+      for (int64_t frame = 0; frame < frames; ++frame) {
+        const T* x = pair.x.at + channel * pair.x.channel + frame * pair.x.frame + column;
+        const T* r = pair.r.at + channel * pair.r.channel + frame * pair.r.frame + column;
+        for (int64_t y = 0; y < pair.strip.rows;) {
+          const int64_t rows = pair.strip.rows - y < room ? pair.strip.rows - y : room;
+          add_rows(pair, x + y * pair.x.row, r + y * pair.r.row, rows, left, lanes, mean);
+          y += rows;
+          if constexpr (kIntegers) {
+            if (room -= rows) continue;
+            flush(lanes, slot, first);
+            start(lanes);
+            room = kPatchRows, first = false;
+          }
+        }
+        for (int64_t y = pair.strip.rows; y < video.ph; ++y)
+          for (int v = 0; v < 2; ++v) Terms::add(lanes[v], V{}, V{}, mean[v]);
+      }
+    flush(lanes, slot, first);
+  }
+
+  static inline void add_rows(const PatchPair<T>& pair, const T* x, const T* r, int64_t rows, int64_t left,
+                              V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+    if (left < kBlock) return add_cut_rows(pair, x, r, rows, left < 0 ? 0 : left, lanes, mean);
+    for (int64_t y = 0; y < rows; ++y, x += pair.x.row, r += pair.r.row) {
+      for (int64_t i = 0; i < kBlock; i += 64 / sizeof(T)) {
+        __builtin_prefetch(x + pair.x_ahead + i, 0, 2);
+        if (pair.r_ahead) __builtin_prefetch(r + pair.r_ahead + i, 0, 2);
+      }
+      add_row(x, r, lanes, mean);
+    }
+  }
+
+  // Of a block that the image's edge cuts; zeros fill it up.
+  static inline void add_cut_rows(const PatchPair<T>& pair, const T* x, const T* r, int64_t rows, int64_t left,
+                                  V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+    T whole_x[kBlock] = {}, whole_r[kBlock] = {};
+    for (int64_t y = 0; y < rows; ++y, x += pair.x.row, r += pair.r.row) {
+      __builtin_memcpy(whole_x, x, left * sizeof(T));
+      __builtin_memcpy(whole_r, r, left * sizeof(T));
+      add_row(whole_x, whole_r, lanes, mean);
+    }
+  }
+
+  static inline void add_row(const T* x, const T* r, V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      V a, b;
+      widen_to(x + v * kLane, a);
+      widen_to(r + v * kLane, b);
+      Terms::add(lanes[v], a, b, mean[v]);
+    }
+  }
+
+  static inline void start(V (&lanes)[2][kAll]) {
+    for (int v = 0; v < 2; ++v)
+      for (int s = 0; s < kAll; ++s) lanes[v][s] = s < Terms::kSums ? V{} : V{} + PatchSums<T>::kLeast;
+  }
+
+  inline void flush(const V (&lanes)[2][kAll], int64_t slot, bool first) {
+    for (int s = 0; s < kAll; ++s)
+      for (int v = 0; v < 2; ++v) {
+        Sum* const to = sums[s] + slot + v * kLane;
+        for (int i = 0; i < kLane; ++i) {
+          const Sum lane = lanes[v][s][i];
+          if (first) to[i] = lane;
+          else if (s < Terms::kSums) to[i] = to[i] + lane;
+          else to[i] = lane > to[i] ? lane : to[i];
+        }
+      }
+  }
+};
+
+// Patches [first, first + count) of a strip, count * pw <= kPatchTile or count = 1: their columns from left to right.
+template <class T, class Terms>
+void sum_patches(const PatchPair<T>& pair, int64_t first, int64_t count, const patch_sum_t<T> (*mean)[kPatchTile],
+                 patch_sum_t<T> (&totals)[Terms::kSums + Terms::kMost][kPatchTile]) {
+  using Sum = patch_sum_t<T>;
+  const int64_t pw = pair.video.pw;
+  PatchColumns<T, Terms> columns;
+  for (int64_t from = 0; from < count * pw; from += kPatchTile) {
+    const int64_t width = count * pw - from < kPatchTile ? count * pw - from : kPatchTile;
+    const int64_t each = width < pw ? width : pw;  // columns of a patch in this tile
+    if constexpr (Terms::kCentred)
+      for (int s = 0; s < 2; ++s)
+        for (int64_t p = 0; p < count; ++p)
+          for (int64_t k = 0; k < each; ++k) columns.mean[s][p * pw + k] = mean[s][p];
+    columns.add(pair, first * pw + from, width);
+    for (int s = 0; s < Terms::kSums + Terms::kMost; ++s)
+      for (int64_t p = 0; p < count; ++p) {
+        const Sum* const column = columns.sums[s] + p * pw;
+        Sum total = from ? totals[s][p] : column[0];
+        for (int64_t k = from ? 0 : 1; k < each; ++k) {
+          if (s < Terms::kSums) total = total + column[k];
+          else total = column[k] > total ? column[k] : total;
+        }
+        totals[s][p] = total;
+      }
+  }
+}
+
+template <class T, class Terms, class Score>
+void score_differences(const PatchPair<T>& pair, int64_t first, int64_t count, Score* scores) {
+  patch_sum_t<T> totals[1][kPatchTile];
+  sum_patches<T, Terms>(pair, first, count, nullptr, totals);
+  for (int64_t p = 0; p < count; ++p)
+    scores[p] = patch_distance(pair.video.metric, static_cast<Score>(totals[0][p]), patch_values(pair.video));
+}
+
+void score_ssim(const PatchPair<uint8_t>& pair, int64_t first, int64_t count, float* scores) {
+  int64_t t[9][kPatchTile];
+  sum_patches<uint8_t, MomentTerms<uint8_t>>(pair, first, count, nullptr, t);
+  for (int64_t p = 0; p < count; ++p) {
+    const int64_t x = t[5][p] + t[6][p], r = t[7][p] + t[8][p];
+    scores[p] = ssim_of_integers(t[0][p], t[1][p], t[2][p], t[3][p], t[4][p], x > r ? x : r, patch_values(pair.video));
+  }
+}
+
+// Means first, then moments around them, while the pixels are in the cache.
+template <class T, class A>
+void score_ssim(const PatchPair<T>& pair, int64_t first, int64_t count, A* scores) {
+  const A P = static_cast<A>(patch_values(pair.video));
+  A level[6][kPatchTile], moment[3][kPatchTile];
+  sum_patches<T, LevelTerms<T>>(pair, first, count, nullptr, level);
+  for (int s = 0; s < 2; ++s)
+    for (int64_t p = 0; p < count; ++p) level[s][p] = level[s][p] / P;
+  sum_patches<T, CentredTerms<T>>(pair, first, count, level, moment);
+  for (int64_t p = 0; p < count; ++p) {
+    const A x = level[2][p] + level[3][p], r = level[4][p] + level[5][p];
+    scores[p] =
+        ssim_distance(level[0][p], level[1][p], moment[0][p] / P, moment[1][p] / P, moment[2][p] / P, x > r ? x : r);
+  }
+}
+
+// One step of a strip against its reference.
+template <class T, class Score>
+void score_strip(const PatchPair<T>& pair, Score* scores) {
+  const int64_t most = pair.video.pw < kPatchTile ? kPatchTile / pair.video.pw : 1;
+  for (int64_t first = 0; first < pair.strip.patches; first += most) {
+    const int64_t left = pair.strip.patches - first, count = left < most ? left : most;
+    switch (pair.video.metric) {
+      case PatchMetric::l1: score_differences<T, AbsoluteTerms<T>>(pair, first, count, scores + first); break;
+      case PatchMetric::ssim: score_ssim(pair, first, count, scores + first); break;
+      default: score_differences<T, SquareTerms<T>>(pair, first, count, scores + first);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vtok

@@ -1,0 +1,22 @@
+from mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "columns are added from the right", "csrc/common/patch_cpu.h",
+        "total = total + column[k];", "total = total + column[each - k];",
+    ),
+    Mutant(
+        "sums of bytes never settle", "csrc/common/patch_cpu.h",
+        "constexpr int64_t kPatchRows = 128;", "constexpr int64_t kPatchRows = 1 << 20;",
+    ),
+    Mutant(
+        "one buffer serves for two", "csrc/common/patch.cuh", "    buffer ^= 1;\n", "",
+    ),
+    Mutant(
+        "the step before stays in shared memory", "csrc/common/patch.cuh",
+        "if (keep && y + i < rows)", "if (keep && y + i + 1 < rows)",
+    ),
+    Mutant(
+        "a step is compared with itself", "triton_kernels/patch_motion.py", "tl.maximum(t - 1, 0)", "t",
+    ),
+]  # fmt: skip
