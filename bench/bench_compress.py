@@ -1,4 +1,4 @@
-"""A whole compression: EVS at a quarter of the rows, with index, positions and scores, beside the serving engines' own path."""
+"""A whole compression: EVS at a quarter of the rows, with index, positions and scores, beside the engines' own path."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from vtok.budget import plan
 from vtok.compress import Compressor, compress
 from vtok.decide import Plan
 from vtok.draw import draw
+from vtok.gate import gate_patches
 from vtok.layout import Layout
 from vtok.ops._rooms import backend_of
 from vtok.packed import Packed
@@ -21,6 +22,7 @@ __all__ = [
     "backend_of",
     "compress",
     "draw",
+    "gate_patches",
     "integrations",
     "methods",
     "ops",

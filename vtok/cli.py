@@ -95,7 +95,7 @@ def list_methods() -> None:
     """The compressors by name."""
     table = Table(box=None, show_header=False)
     for name in methods.names():
-        told = sys.modules[methods.get(name).score.__module__].__doc__ or ""
+        told = methods.get(name).module.__doc__ or ""
         table.add_row(name, Text(told.strip().partition("\n")[0]))
     out.print(table, soft_wrap=True)
 

@@ -45,7 +45,7 @@ def compress(
             their rows by largest remainder.
         threshold: instead of a budget, keep the rows with a score above it (a NaN never is); ``capacity`` (int) rows
             are allocated for them, all rows by default. What is left over is padding; see Packed.counts and trim.
-        method: a name in ``vtok.methods.names()``; ``options`` are its own.
+        method: a name in ``vtok.methods.names("score")``; ``options`` are its own.
         extra_rows: rows of each video after its grid in packed tokens: always kept, outside the budget.
         min_per_frame: rows that each frame keeps at least, or all of a smaller one, whatever the scores.
         scores: [S], one floating-point number per row, the largest kept, or a callable of (tokens [S, D], layout)
@@ -80,7 +80,7 @@ def compress(
     capacity = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
     floor = make_floor(layout, min_per_frame)
     score = score_rows(rows, layout, None, method, scores, options)
-    index, counts = gate(score.detach(), layout, threshold, capacity, floor)
+    index, counts = gate(score.detach() > threshold, score.detach(), layout, capacity, floor)
     cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=capacity)
     return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, counts=counts)
 
@@ -161,9 +161,9 @@ def _cached(layout: Layout, key: tuple, make: Any) -> Any:
 def score_rows(rows: Tensor, layout: Layout, plan: Plan | None, method: str, scores: Any, options: dict) -> Tensor:
     """float32 [S] from the method or from the caller; +inf for rows after the grids."""
     if scores is None:
-        chosen = methods.get(method)
+        chosen = methods.get(method, kind="score")
         chosen.check_options(options)
-        score = chosen.score(rows.detach(), layout, plan, **options)
+        score = chosen.call(rows.detach(), layout, plan, **options)
     else:
         if options:
             raise TypeError(f"expected no options with scores, got {', '.join(sorted(options))}")
@@ -187,7 +187,7 @@ class Compressor(torch.nn.Module):
         super().__init__()
         known = {"budget", "total_budget", "threshold", "capacity", "merge_size", "extra_rows", "min_per_frame"}
         options = {name: value for name, value in settings.items() if name not in known}
-        methods.get(method).check_options(options)
+        methods.get(method, kind="score").check_options(options)
         if sum(settings.get(name) is not None for name in ("budget", "total_budget", "threshold")) != 1:
             raise ValueError("expected one of budget, total_budget and threshold")
         self.method, self.settings = method, settings

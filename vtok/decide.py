@@ -136,12 +136,11 @@ def select(scores: Tensor, plan: Plan) -> Tensor:
     return index
 
 
-def gate(scores: Tensor, layout: Layout, threshold: float, capacity: int, floor: Floor | None) -> tuple[Tensor, Tensor]:
-    """(int64 [capacity] rows with a score above the threshold, then -1; int64 [V] how many there are).
+def gate(keep: Tensor, scores: Tensor, layout: Layout, capacity: int, floor: Floor | None) -> tuple[Tensor, Tensor]:
+    """(int64 [capacity] the rows to keep, then -1; int64 [V] how many there are).
 
-    A NaN passes no threshold. Rows of the floor and rows after the grids pass every threshold.
+    ``keep`` bool [S] is what passed the threshold; rows of the floor and rows after the grids are kept besides.
     """
-    keep = scores > threshold
     if layout.extra_rows:
         keep = keep | layout.extra_mask()
     if floor is not None:

@@ -145,6 +145,21 @@ class Layout:
         h = site // width
         return torch.where((index >= 0)[:, None], torch.stack([t, h, site - h * width], -1), -1)
 
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each row stands when a video's rows are sorted by site, then time; needs V >= 1. Never syncs.
+
+        Returns int64 [S] each: the row's place, the first place of its site, and the places of its site. A row after
+        the grid is a site of its own.
+        """
+        row = torch.arange(self.total, dtype=torch.int64, device=self.device)
+        video = self.video_of(row)
+        sites, frames = self.tokens_per_frame[video].clamp(min=1), self.cu_frames.diff()[video]
+        start = self.cu_seqlens[video]
+        t, site = (row - start) // sites, (row - start) % sites
+        inside = t < frames
+        column = torch.where(inside, start + site * frames, row)
+        return torch.where(inside, column + t, row), column, torch.where(inside, frames, 1)
+
     def frame_starts(self) -> tuple[Tensor, Tensor]:
         """(int64 [F] first row of each frame, int64 [F] its rows), all videos' frames in order. Never syncs."""
         frame = torch.arange(self.frames, dtype=torch.int64, device=self.device)

@@ -128,20 +128,21 @@ class Packed:
         layout, row = self.layout, torch.arange(self.layout.total, dtype=torch.int64, device=self.index.device)
         if layout.videos == 0:
             return self.assignment
-        video = layout.video_of(row)
-        sites, frames = layout.tokens_per_frame[video].clamp(min=1), layout.cu_frames.diff()[video]
-        start = layout.cu_seqlens[video]
-        t, site = (row - start) // sites, (row - start) % sites
-        inside = t < frames
-        column = torch.where(inside, start + site * frames, row)  # rows sorted by site, then time
-        span = torch.where(inside, frames, 1)
-        slot = torch.where(inside, column + t, row)
+        slot, column, span = layout.columns()
         by_site = torch.empty_like(row).scatter(0, slot, self.assignment)
         kept = by_site >= 0
         last = torch.where(kept, row, -1).cummax(0).values[slot]
         after = torch.where(kept, row, layout.total).flip(0).cummin(0).values.flip(0)[slot]
         held = torch.where(last >= column, last, torch.where(after < column + span, after, -1))
         return torch.where(held >= 0, by_site[held.clamp(min=0)], -1)
+
+    @property
+    def run_lengths(self) -> Tensor:
+        """int64 [K]: steps from each output row to the next one at its site, or to the end of its video; 0 in padding.
+
+        What RLT calls the length of a token.
+        """
+        return along_time(self.index, self.layout)[1]
 
     @property
     def frame_counts(self) -> Tensor:
@@ -221,6 +222,25 @@ class Packed:
     def load(path: str | Path, device: torch.device | str = "cpu") -> Packed:
         """Read what ``save`` wrote. The file is not trusted: anything inconsistent in it is a ValueError."""
         return _file.load(path, device)
+
+
+def along_time(index: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """(int64 [K] the row kept before each kept row at its site, or -1; int64 [K] steps to the next one, or the end)."""
+    if layout.total == 0:
+        return index.new_full(index.shape, -1), torch.zeros_like(index)
+    slot, column, span = layout.columns()
+    order = torch.arange(layout.total, dtype=torch.int64, device=index.device)
+    row_at = torch.empty_like(slot).scatter(0, slot, order)
+    real, place = index >= 0, index.clamp(min=0)
+    own, first, end = slot[place], column[place], column[place] + span[place]
+    kept = torch.zeros(layout.total + 1, dtype=torch.bool, device=index.device)
+    kept = kept.index_fill(0, torch.where(real, own, layout.total), True)[:-1]
+    last = torch.where(kept, order, -1).cummax(0).values
+    following = torch.where(kept, order, layout.total).flip(0).cummin(0).values.flip(0)
+    before = torch.where(own > 0, last[(own - 1).clamp(min=0)], -1)
+    after = torch.where(own + 1 < layout.total, following[(own + 1).clamp(max=layout.total - 1)], layout.total)
+    held = real & (before >= first)
+    return torch.where(held, row_at[before.clamp(min=0)], -1), torch.where(real, torch.minimum(after, end) - own, 0)
 
 
 def _flat(x: Tensor) -> Tensor:

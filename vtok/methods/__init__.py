@@ -1,8 +1,13 @@
 """The methods: one module each, registered by name and found, never listed.
 
-A method is a function ``score(tokens, layout, plan, **options) -> [S]``: one number for each row of a packed batch, the
-largest kept. ``plan.rows`` is int64 [V], the rows that each video's grid will keep; ``plan`` is None under a threshold.
-Ties, order, budget and positions are not its business: ``vtok.compress`` sees to them.
+A method of kind "score" is a function ``score(tokens, layout, plan, **options) -> [S]``: one number for each row of a
+packed batch, the largest kept. ``plan.rows`` is int64 [V], the rows that each video's grid will keep; ``plan`` is None
+under a threshold. ``vtok.compress`` calls it.
+
+A method of kind "gate" looks at pixels before the encoder: ``gate(frames, patch, tubelet, threshold, state, **options)
+-> Gated``. ``vtok.gate_patches`` and ``vtok.Stream`` call it.
+
+Ties, order, budget and positions are not a method's business: its callers see to them.
 """
 
 from __future__ import annotations
@@ -12,17 +17,30 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+CALLERS = {"score": "vtok.compress", "gate": "vtok.gate_patches"}
+
+
+class Gated(NamedTuple):
+    """What a gate says of a batch of videos [B, T, C, H, W] with T' steps of h x w patches."""
+
+    score: Tensor  # float32 [B, T', h, w], the largest kept under a budget
+    keep: Tensor | None = None  # bool [B, T', h, w], what passes the threshold; None without one
+    state: Any = None  # what the next chunk of the same videos starts from
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: its name, its score function, and the options that this takes by keyword."""
+    """A registered method: its name, its kind, its function, and the options that this takes by keyword."""
 
     name: str
-    score: Callable[..., Tensor]
+    kind: str
+    call: Callable[..., Any]
     options: frozenset[str]
+    budget: Callable[..., Any] | None = None  # of a gate: (t, h, w), **options -> rows of each frame, unless told
 
     def check_options(self, given: dict) -> None:
         unknown = sorted(set(given) - self.options)
@@ -30,34 +48,47 @@ class Method:
             takes = ", ".join(sorted(self.options)) or "none"
             raise TypeError(f"method {self.name!r}: expected options among ({takes}), got {', '.join(unknown)}")
 
+    @property
+    def module(self) -> Any:
+        return inspect.getmodule(self.call)
+
 
 _methods: dict[str, Method] = {}
 
 
-def register(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """A decorator that makes a score function the method ``name``; its keyword-only arguments are the options."""
+def register(
+    name: str, kind: str = "score", budget: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that makes a function the method ``name``; its keyword-only arguments are the options."""
+    if kind not in CALLERS:
+        raise ValueError(f"expected a kind of method among {sorted(CALLERS)}, got {kind!r}")
 
-    def add(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def add(call: Callable[..., Any]) -> Callable[..., Any]:
         if name in _methods:
             raise ValueError(f"expected a new method name, got {name!r}, which is registered")
-        parameters = inspect.signature(score).parameters.values()
+        parameters = inspect.signature(call).parameters.values()
         options = frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        _methods[name] = Method(name, score, options)
-        return score
+        _methods[name] = Method(name, kind, call, options, budget)
+        return call
 
     return add
 
 
-def names() -> list[str]:
-    """The names of all methods, sorted."""
-    return sorted(_methods)
+def names(kind: str | None = None) -> list[str]:
+    """The names of all methods, or of those of one kind, sorted."""
+    return sorted(name for name, method in _methods.items() if kind in (None, method.kind))
 
 
-def get(name: str) -> Method:
-    """The method of that name; ValueError for an unknown one."""
+def get(name: str, kind: str | None = None) -> Method:
+    """The method of that name; ValueError for an unknown one, or one of another kind."""
     if name not in _methods:
-        raise ValueError(f"expected one of the methods {names()}, got {name!r}")
-    return _methods[name]
+        raise ValueError(f"expected one of the methods {names(kind)}, got {name!r}")
+    method = _methods[name]
+    if kind not in (None, method.kind):
+        raise ValueError(
+            f"expected one of the methods {names(kind)}, got {name!r}, which is for {CALLERS[method.kind]}"
+        )
+    return method
 
 
 for _info in pkgutil.iter_modules(__path__):
