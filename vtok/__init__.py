@@ -12,12 +12,14 @@ from vtok.gate import gate_patches
 from vtok.layout import Layout
 from vtok.ops._rooms import backend_of
 from vtok.packed import Packed
+from vtok.stream import Stream
 
 __all__ = [
     "Compressor",
     "Layout",
     "Packed",
     "Plan",
+    "Stream",
     "__version__",
     "backend_of",
     "compress",

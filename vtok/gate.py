@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,35 +66,93 @@ def gate_patches(
 
     Never syncs. Reads the frames once to score them, and the kept patches once more to write them.
     """
-    sides = patch_sides(patch)
-    layout, unit = units(frames, sides, tubelet, merge_size)
-    chosen = methods.get(method, kind="gate")
-    chosen.check_options(options)
-    counts = None
-    if threshold is None:
-        if capacity is not None:
-            raise ValueError("expected capacity with a threshold only")
-        if budget is None and total_budget is None and chosen.budget:
-            budget = [chosen.budget(grid, **options) for grid in layout.grids]
-        plan = make_plan(layout, budget, total_budget, min_per_frame)
-        score = chosen.call(frames, unit, tubelet, None, None, **options).score.flatten()
-        index, cu_seqlens, longest = select(score, plan), plan.cu_seqlens, plan.longest
-    else:
+    patches = PatchGate.of(
+        patch=patch, method=method, tubelet=tubelet, merge_size=merge_size, residual=residual,
+        mean=mean, std=std, dtype=dtype, order=order, **options,
+    )  # fmt: skip
+    if threshold is not None:
         if budget is not None or total_budget is not None:
             raise ValueError("expected one of budget, total_budget and threshold, got more")
-        longest = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
+        return patches.over(threshold, frames, None, capacity, min_per_frame)[0]
+    if capacity is not None:
+        raise ValueError("expected capacity with a threshold only")
+    layout = patches.layout(frames)
+    if budget is None and total_budget is None and patches.method.budget:
+        budget = [patches.method.budget(grid, **options) for grid in layout.grids]
+    plan = make_plan(layout, budget, total_budget, min_per_frame)
+    score = patches.score(frames, None, None).score.flatten()
+    index = select(score, plan)
+    values = patches.write(frames, index, layout)
+    return Packed(values, index, plan.cu_seqlens, layout, scores=score, longest=plan.longest)
+
+
+@dataclass(frozen=True)
+class PatchGate:
+    """A gate method and how its rows are written: everything but the frames."""
+
+    method: methods.Method
+    patch: Sides
+    tubelet: int
+    merge_size: int
+    residual: bool
+    writing: dict[str, Any]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, *, patch: Any, method: str = "grt", tubelet: int = 1, merge_size: int = 1, residual: bool = False,
+        mean: Any = None, std: Any = None, dtype: Any = None, order: str = "cthw", **options: Any,
+    ) -> PatchGate:  # fmt: skip
+        """The keywords of ``gate_patches`` that say neither how much nor of what."""
+        chosen = methods.get(method, kind="gate")
+        chosen.check_options(options)
+        sides, tubelet = patch_sides(patch), whole_number("tubelet", tubelet, least=1)
+        writing = {"mean": mean, "std": std, "dtype": dtype, "order": order}
+        return cls(chosen, sides, tubelet, whole_number("merge_size", merge_size, least=1), residual, writing, options)
+
+    @property
+    def unit(self) -> Sides:
+        """Height and width of a merge unit in pixels."""
+        return self.patch[0] * self.merge_size, self.patch[1] * self.merge_size
+
+    def layout(self, frames: Tensor) -> Layout:
+        """The layout of the merge units of frames [B, T, C, H, W]."""
+        if not isinstance(frames, Tensor) or frames.dim() != 5:
+            got = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
+            raise ValueError(f"expected frames of shape [B, T, C, H, W], got {got}")
+        videos, count, _, height, width = frames.shape
+        h, w = height // self.unit[0], width // self.unit[1]
+        if not h or not w or (h * self.unit[0], w * self.unit[1]) != (height, width):
+            raise ValueError(
+                f"expected frames in whole units of {self.unit[0]}x{self.unit[1]} pixels, got {height}x{width}"
+            )
+        if count % self.tubelet:
+            raise ValueError(f"expected frames divisible by tubelet={self.tubelet}, got {count}")
+        return Layout.uniform(videos, count // self.tubelet, h, w, device=frames.device)
+
+    def score(self, frames: Tensor, threshold: float | None, state: Any) -> methods.Gated:
+        return self.method.call(frames, self.unit, self.tubelet, threshold, state, **self.options)
+
+    def over(
+        self, threshold: float, frames: Tensor, state: Any, capacity: int | None, min_per_frame: int
+    ) -> tuple[Packed, Any]:
+        """What passes a threshold in frames that follow on ``state``, and the state after them."""
+        layout = self.layout(frames)
+        room = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
         floor = make_floor(layout, min_per_frame)
-        gated = chosen.call(frames, unit, tubelet, threshold, None, **options)
-        score = gated.score.flatten()
-        index, counts = gate(gated.keep.flatten(), score, layout, longest, floor)
-        cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=longest)
-    before = patches_of(along_time(index, layout)[0], layout, merge_size) if residual else None
-    site = patches_of(index, layout, merge_size)
-    values = ops.patchify(
-        frames, site, sides, tubelet, reference_index=before, mean=mean, std=std, dtype=dtype, order=order
-    )
-    values = values.reshape(index.shape[0], merge_size**2 * values.shape[1])
-    return Packed(values, index, cu_seqlens, layout, scores=score, counts=counts, longest=longest)
+        gated = self.score(frames, threshold, state)
+        score, keep = gated.score.flatten(), cast(Tensor, gated.keep).flatten()
+        index, counts = gate(keep, score, layout, room, floor)
+        cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=room)
+        values = self.write(frames, index, layout)
+        return Packed(values, index, cu_seqlens, layout, scores=score, counts=counts, longest=room), gated.state
+
+    def write(self, frames: Tensor, index: Tensor, layout: Layout) -> Tensor:
+        """The rows of the chosen units, [K, merge_size²·P]."""
+        before = patches_of(along_time(index, layout)[0], layout, self.merge_size) if self.residual else None
+        site = patches_of(index, layout, self.merge_size)
+        rows = ops.patchify(frames, site, list(self.patch), self.tubelet, reference_index=before, **self.writing)
+        return rows.reshape(index.shape[0], self.merge_size**2 * rows.shape[1])
 
 
 def patch_sides(patch: int | Sequence[int]) -> Sides:
@@ -102,24 +161,6 @@ def patch_sides(patch: int | Sequence[int]) -> Sides:
     if len(sides) != 2:
         raise ValueError(f"expected patch as one side or (height, width), got {patch!r}")
     return whole_number("patch", sides[0], least=1), whole_number("patch", sides[1], least=1)
-
-
-def units(frames: Tensor, patch: Sides, tubelet: int, merge_size: int) -> tuple[Layout, Sides]:
-    """The layout of the merge units of frames [B, T, C, H, W], and a unit's height and width in pixels."""
-    if not isinstance(frames, Tensor) or frames.dim() != 5:
-        got = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-        raise ValueError(f"expected frames of shape [B, T, C, H, W], got {got}")
-    tubelet, merge_size = (
-        whole_number(name, value, least=1) for name, value in (("tubelet", tubelet), ("merge_size", merge_size))
-    )
-    videos, count, _, height, width = frames.shape
-    unit = (patch[0] * merge_size, patch[1] * merge_size)
-    if height < unit[0] or width < unit[1] or height % unit[0] or width % unit[1]:
-        raise ValueError(f"expected frames in whole units of {unit[0]}x{unit[1]} pixels, got {height}x{width}")
-    if count % tubelet:
-        raise ValueError(f"expected frames divisible by tubelet={tubelet}, got {count}")
-    layout = Layout.uniform(videos, count // tubelet, height // unit[0], width // unit[1], device=frames.device)
-    return layout, unit
 
 
 def patches_of(unit: Tensor, layout: Layout, merge_size: int) -> Tensor:
