@@ -44,6 +44,44 @@ def test_assignment_mask_weight(extra):
     assert packed.weight.dtype == torch.float32
 
 
+FIELDS = ("values", "index", "positions", "weight", "scores", "cu_seqlens", "assignment", "counts", "mask")
+
+
+def same(a, b):
+    for name in FIELDS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert x is y is None or torch.equal(x, y), name
+    assert (a.layout.grids, a.layout.extra_rows, a.longest) == (b.layout.grids, b.layout.extra_rows, b.longest)
+
+
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("rule", [{"budget": 7}, {"threshold": 0.3}])
+def test_split_is_each_video_alone(rule, extra, touched):
+    layout = Layout.from_grid(GRIDS, extra_rows=extra)
+    tokens, scores = torch.randn(layout.total, 5), torch.randn(layout.total)
+    packed = compress(tokens, layout, scores=scores, **rule)
+    if touched:
+        assert packed.positions is not None and packed.assignment is not None
+    parts = packed.split()
+    assert len(parts) == len(GRIDS)
+    for part, grid, start, stop in zip(parts, GRIDS, layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
+        alone = compress(tokens[start:stop], [grid], extra_rows=extra, scores=scores[start:stop], **rule)
+        same(part, alone.trim())
+    assert packed.values.shape[0] == 0 or parts[0].values.data_ptr() == packed.values.data_ptr()
+
+
+def test_split_merged():
+    layout = Layout.from_grid([(2, 1, 2), (2, 1, 3)])
+    assignment = torch.tensor([0, 1, 0, -1, 2, 3, 3, 2, -1, 3])
+    packed = merged_by(assignment, layout, torch.randn(10, 3))
+    first, second = packed.split()
+    assert first.assignment.tolist() == [0, 1, 0, -1] and second.assignment.tolist() == [0, 1, 1, 0, -1, 1]
+    assert first.weight.tolist() == [2, 1] and second.weight.tolist() == [2, 3] and second.index.tolist() == [0, 1]
+    x = torch.randn(6, 3)
+    assert torch.equal(second.reduce(x), packed.reduce(torch.cat([torch.zeros(4, 3), x]))[2:])
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16, torch.uint8])
 def test_take(shape, dtype):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtok import _file, ops
-from vtok.layout import Layout, register_tree
+from vtok.layout import Layout, cumulative, register_tree
 
 
 class Packed:
@@ -212,6 +212,31 @@ class Packed:
             positions=self.positions[:kept],
             weight=self.weight[:kept] if self.is_merged else None,
             assignment=self._assignment,
+        )
+
+    def split(self) -> list[Packed]:
+        """One Packed per video, as compressing it alone would give; padding goes. Views where rows need no renumbering.
+
+        Waits for the device, to learn how many rows each video has; not for captured code.
+        """
+        rows, grids, extra = self.cu_seqlens.tolist(), self.layout.grids, self.layout.extra_rows
+        source = cumulative([t * h * w + extra for t, h, w in grids])
+        bounds = zip(rows, rows[1:], source, source[1:], strict=False)
+        return [self._video(v, grids[v], slice(*b[:2]), slice(*b[2:])) for v, b in enumerate(bounds)]
+
+    def _video(self, video: int, grid: tuple[int, int, int], rows: slice, source: slice) -> Packed:
+        joined = None if self._assignment is None else (self._assignment[source] - rows.start).clamp(min=-1)
+        return Packed(
+            self.values[rows],
+            self.index[rows] - source.start,
+            self.cu_seqlens[video : video + 2] - rows.start,
+            Layout.from_grid([grid], extra_rows=self.layout.extra_rows, device=self.layout.device),
+            scores=None if self.scores is None else self.scores[source],
+            counts=None if self.counts is None else self.counts[video : video + 1],
+            longest=rows.stop - rows.start,
+            positions=None if self._positions is None else self._positions[rows],
+            weight=self.weight[rows] if self.is_merged else None,
+            assignment=joined,
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
