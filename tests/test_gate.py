@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import vtok
 from vtok import gate_patches, methods
 from vtok.methods import dtd_pixel, grt
-from vtok.packed import along_time
+from vtok.sites import kept_before, until_next
 
 
 def clip(videos=2, steps=4, high=3, wide=2, patch=4, tubelet=1, dtype=torch.uint8):
@@ -83,7 +83,7 @@ def test_residual_rows_add_up_along_time():
     packed = gate_patches(frames, patch=4, budget=17)
     residual = gate_patches(frames, patch=4, budget=17, residual=True)
     assert torch.equal(packed.index, residual.index)
-    before, _ = along_time(packed.index, packed.layout)
+    before = kept_before(packed.index, packed.layout)
     slot = {row: k for k, row in enumerate(packed.index.tolist())}
     assert (before >= 0).any()
     for k, row in enumerate(before.tolist()):
@@ -97,11 +97,11 @@ def test_residual_rows_add_up_along_time():
     st.integers(0, 2),
     st.data(),
 )
-def test_along_time_is_the_walk_along_each_site(grids, padding, data):
+def test_before_and_after_are_the_walk_along_each_site(grids, padding, data):
     layout = vtok.Layout.from_grid(grids, extra_rows=data.draw(st.integers(0, 1)))
     kept = [row for row in range(layout.total) if data.draw(st.booleans())]
     index = torch.tensor(kept + [-1] * padding, dtype=torch.int64)
-    before, length = along_time(index, layout)
+    before, length = kept_before(index, layout), until_next(index, layout)
     want_before, want_length, start = {}, {}, 0
     for t, h, w in grids:
         for site in range(h * w):

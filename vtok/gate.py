@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtok import methods, ops
-from vtok.compress import make_floor, make_plan
-from vtok.decide import gate, select
+from vtok.compress import make_goal
+from vtok.decide import Goal
 from vtok.layout import Layout, whole_number
-from vtok.packed import Packed, along_time
+from vtok.packed import Packed
+from vtok.sites import kept_before
 
 Sides = tuple[int, int]
 
@@ -70,20 +71,11 @@ def gate_patches(
         patch=patch, method=method, tubelet=tubelet, merge_size=merge_size, residual=residual,
         mean=mean, std=std, dtype=dtype, order=order, **options,
     )  # fmt: skip
-    if threshold is not None:
-        if budget is not None or total_budget is not None:
-            raise ValueError("expected one of budget, total_budget and threshold, got more")
-        return patches.over(threshold, frames, None, capacity, min_per_frame)[0]
-    if capacity is not None:
-        raise ValueError("expected capacity with a threshold only")
     layout = patches.layout(frames)
-    if budget is None and total_budget is None and patches.method.budget:
+    if budget is None and total_budget is None and threshold is None and patches.method.budget:
         budget = [patches.method.budget(grid, **options) for grid in layout.grids]
-    plan = make_plan(layout, budget, total_budget, min_per_frame)
-    score = patches.score(frames, None, None).score.flatten()
-    index = select(score, plan)
-    values = patches.write(frames, index, layout)
-    return Packed(values, index, plan.cu_seqlens, layout, scores=score, longest=plan.longest)
+    goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
+    return patches(frames, goal, threshold)[0]
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ class PatchGate:
         mean: Any = None, std: Any = None, dtype: Any = None, order: str = "cthw", **options: Any,
     ) -> PatchGate:  # fmt: skip
         """The keywords of ``gate_patches`` that say neither how much nor of what."""
-        chosen = methods.get(method, kind="gate")
+        chosen = methods.get(method, "gate")
         chosen.check_options(options)
         sides, tubelet = patch_sides(patch), whole_number("tubelet", tubelet, least=1)
         writing = {"mean": mean, "std": std, "dtype": dtype, "order": order}
@@ -130,26 +122,18 @@ class PatchGate:
             raise ValueError(f"expected frames divisible by tubelet={self.tubelet}, got {count}")
         return Layout.uniform(videos, count // self.tubelet, h, w, device=frames.device)
 
-    def score(self, frames: Tensor, threshold: float | None, state: Any) -> methods.Gated:
-        return self.method.call(frames, self.unit, self.tubelet, threshold, state, **self.options)
-
-    def over(
-        self, threshold: float, frames: Tensor, state: Any, capacity: int | None, min_per_frame: int
-    ) -> tuple[Packed, Any]:
-        """What passes a threshold in frames that follow on ``state``, and the state after them."""
-        layout = self.layout(frames)
-        room = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
-        floor = make_floor(layout, min_per_frame)
-        gated = self.score(frames, threshold, state)
-        score, keep = gated.score.flatten(), cast(Tensor, gated.keep).flatten()
-        index, counts = gate(keep, score, layout, room, floor)
-        cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=room)
-        values = self.write(frames, index, layout)
-        return Packed(values, index, cu_seqlens, layout, scores=score, counts=counts, longest=room), gated.state
+    def __call__(self, frames: Tensor, goal: Goal, threshold: float | None, state: Any = None) -> tuple[Packed, Any]:
+        """What the goal keeps of frames that follow on ``state``, and the state after them."""
+        gated = self.method.call(frames, self.unit, self.tubelet, threshold, state, **self.options)
+        score = gated.score.flatten()
+        index, cu_seqlens, counts = goal.choose(score, None if gated.keep is None else gated.keep.flatten())
+        values = self.write(frames, index, goal.layout)
+        packed = Packed(values, index, cu_seqlens, goal.layout, scores=score, counts=counts, longest=goal.longest)
+        return packed, gated.state
 
     def write(self, frames: Tensor, index: Tensor, layout: Layout) -> Tensor:
         """The rows of the chosen units, [K, merge_size²·P]."""
-        before = patches_of(along_time(index, layout)[0], layout, self.merge_size) if self.residual else None
+        before = patches_of(kept_before(index, layout), layout, self.merge_size) if self.residual else None
         site = patches_of(index, layout, self.merge_size)
         rows = ops.patchify(frames, site, list(self.patch), self.tubelet, reference_index=before, **self.writing)
         return rows.reshape(index.shape[0], self.merge_size**2 * rows.shape[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtok import methods
-from vtok.compress import compress
+from vtok.compress import compress, make_goal
 from vtok.gate import PatchGate, gate_patches
 from vtok.layout import whole_number
 from vtok.packed import Packed
@@ -45,7 +45,7 @@ class Stream:
             raise ValueError("expected residual=False in a stream: the row before may be long gone")
         self.method, self.settings = method, settings
         if self.window is None:
-            self._amount = {"capacity": None, "min_per_frame": 0}
+            self._amount: dict[str, Any] = {"capacity": None, "min_per_frame": 0}
             self._amount |= {name: settings[name] for name in AMOUNTS if name in settings}
             self._gate = PatchGate.of(method=method, **{k: v for k, v in settings.items() if k not in AMOUNTS})
         self.reset()
@@ -126,7 +126,8 @@ class Stream:
         begin = x.new_zeros(videos, dtype=torch.int64) if self._step is None else self._step
         self._step = begin + frames // self.tubelet
         if self.window is None:
-            packed, self._state = self._gate.over(frames=x, state=self._state, **self._amount)
+            goal = make_goal(self._gate.layout(x), None, None, **self._amount)
+            packed, self._state = self._gate(x, goal, self._amount["threshold"], self._state)
         else:
             pieces = frames // step
             x = x.reshape(videos * pieces, step if pieces else self.window, *x.shape[2:])

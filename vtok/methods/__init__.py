@@ -4,6 +4,9 @@ A method of kind "score" is a function ``score(tokens, layout, plan, **options) 
 packed batch, the largest kept. ``plan.rows`` is int64 [V], the rows that each video's grid will keep; ``plan`` is None
 under a threshold. ``vtok.compress`` calls it.
 
+A method of kind "merge" is a function ``merge(tokens, layout, goal, **options) -> Merged``: which row each row joins.
+``goal.choose`` picks rows by score within the budget or over the threshold. ``vtok.compress`` calls it too.
+
 A method of kind "gate" looks at pixels before the encoder: ``gate(frames, patch, tubelet, threshold, state, **options)
 -> Gated``. ``vtok.gate_patches`` and ``vtok.Stream`` call it.
 
@@ -21,7 +24,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-CALLERS = {"score": "vtok.compress", "gate": "vtok.gate_patches"}
+CALLERS = {"score": "vtok.compress", "merge": "vtok.compress", "gate": "vtok.gate_patches"}
+
+
+class Merged(NamedTuple):
+    """Which of S rows join which of K."""
+
+    index: Tensor  # int64 [K], the row that each output row stands at, ascending, then -1
+    assignment: Tensor  # int64 [S], the output row that each row joins, -1 where it is dropped
+    cu_seqlens: Tensor  # int64 [V+1], where each video starts in the output
+    counts: Tensor | None = None  # int64 [V], rows over the threshold, also those there was no room for
+    scores: Tensor | None = None  # float32 [S], what the decision was made by
+    reduce: str = "mean"  # what a row becomes of those that join it: their "mean", or "first" for itself
 
 
 class Gated(NamedTuple):
@@ -74,20 +88,19 @@ def register(
     return add
 
 
-def names(kind: str | None = None) -> list[str]:
-    """The names of all methods, or of those of one kind, sorted."""
-    return sorted(name for name, method in _methods.items() if kind in (None, method.kind))
+def names(*kinds: str) -> list[str]:
+    """The names of all methods, or of those of some kinds, sorted."""
+    return sorted(name for name, method in _methods.items() if not kinds or method.kind in kinds)
 
 
-def get(name: str, kind: str | None = None) -> Method:
-    """The method of that name; ValueError for an unknown one, or one of another kind."""
+def get(name: str, *kinds: str) -> Method:
+    """The method of that name; ValueError for an unknown one, or one of other kinds."""
     if name not in _methods:
-        raise ValueError(f"expected one of the methods {names(kind)}, got {name!r}")
+        raise ValueError(f"expected one of the methods {names(*kinds)}, got {name!r}")
     method = _methods[name]
-    if kind not in (None, method.kind):
-        raise ValueError(
-            f"expected one of the methods {names(kind)}, got {name!r}, which is for {CALLERS[method.kind]}"
-        )
+    if kinds and method.kind not in kinds:
+        known = f"expected one of the methods {names(*kinds)}"
+        raise ValueError(f"{known}, got {name!r}, which is for {CALLERS[method.kind]}")
     return method
 
 
