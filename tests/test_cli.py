@@ -245,7 +245,7 @@ def test_patchify_is_undone_by_unpatchify():
     red = frames[1, 16:32, 32:48, 0].flatten().float() / 127.5 - 1
     assert torch.equal(tokens[0, 1, 1, 2, :256], red)
     packed = vtok.compress(tokens, budget=36)
-    assert torch.equal(trial.unpatchify(packed, frames.shape, PATCH), frames)
+    assert torch.equal(trial.unpatchify(packed, packed.values, frames.shape, PATCH), frames)
 
 
 def test_evs_rebuilds_a_moving_square_better_than_the_baselines(clip):

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from vtok import info, methods, trial, video
+from vtok import encoder, info, methods, trial, video
 from vtok.draw import draw, kept_per_frame, preview, sheet, spread
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -57,8 +57,15 @@ def compress(
     keep: Annotated[str | None, typer.Option(metavar="SHARE", help="25% or 0.25; the default is 25%.")] = None,
     method: Annotated[str, typer.Option(help="A name from `vtok methods`.")] = "evs",
     fps: Annotated[str, typer.Option(metavar="N", help="Frames taken per second.")] = "2",
-    size: Annotated[int, typer.Option(metavar="PX", help="Longest side; larger frames are scaled down.")] = 448,
-    patch: Annotated[int, typer.Option(metavar="PX", help="Side of a patch.")] = 16,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="Longest side; larger frames are scaled down. 448, or the encoder's own."),
+    ] = None,
+    patch: Annotated[int | None, typer.Option(metavar="PX", help="Side of a patch: 16, or the encoder's own.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="MODEL", help="Folder or hub id of a SigLIP, CLIP or Qwen2.5-VL model."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the default is cuda if there is one.")
     ] = None,
@@ -66,27 +73,33 @@ def compress(
     save_tokens: Annotated[bool, typer.Option("--save-tokens", help="Also write tokens.safetensors.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
 ) -> None:
-    """Compress the patches of a video; sheet.png and preview.mp4 show what was kept."""
+    """Compress the patches of a video, or an encoder's tokens of it; sheet.png and preview.mp4 show what was kept."""
     amount = _amount(budget, keep)
     rate = _number(fps)
     if rate <= 0:
         raise Problem(f"expected --fps to be a number > 0, got {fps!r}")
     for name, value in (("--size", size), ("--patch", patch)):
-        if not 1 <= value <= video.MAX_SIDE:
+        if value is not None and not 1 <= value <= video.MAX_SIDE:
             raise Problem(f"expected {name} in [1, {video.MAX_SIDE}], got {value}")
     if method not in methods.names():
         raise Problem(f"expected --method to be one of {', '.join(methods.names())}, got {method!r}")
+    if model is not None and patch is not None:
+        raise Problem("expected --patch or --encoder, whose patches have a size of their own, got both")
     where = _device(device)
     folder = folder or Path(f"{source.stem}-vtok")
     names = ["sheet.png", "preview.mp4", *(["tokens.safetensors"] if save_tokens else [])]
     with _staged(folder, names, force) as stage:
+        tower = None if model is None else _load(model, where)
+        patch = patch or (tower.patch if tower else 16)
+        size = size or (tower and tower.size) or 448
         clip, seconds = trial.timed(lambda: _decode(source, rate, size, patch), torch.device("cpu"))
         if clip.problem:
             print(f"vtok: {clip.problem}; going on with the frames before", file=sys.stderr)
-        result = _compress(clip, patch, amount, method, where)
-        result.steps.insert(0, trial.Step("decode", seconds, clip.decoded * clip.width * clip.height * 3))
-        _write(stage, clip, result, patch, f"{source.name}  ·  {method}", save_tokens)
-    out.print(_table(clip, result, where), soft_wrap=True)
+        steps = [trial.Step("decode", seconds, clip.decoded * clip.width * clip.height * 3)]
+        result = _compress(clip, patch, amount, method, where, tower, steps)
+        title = f"{source.name}  ·  {method}" + (f" of {tower.family.title} tokens" if tower else "")
+        _write(stage, clip, result, patch, title, save_tokens)
+    out.print(_table(clip, result, where, tower), soft_wrap=True)
     out.print(Text(f"wrote {', '.join(str(folder / name) for name in names)}"), soft_wrap=True)
 
 
@@ -154,32 +167,61 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _decode(source: Path, rate: Fraction, size: int, patch: int) -> video.Clip:
-    columns = (TextColumn("decode"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[float, float | None], None]]:
+    """A bar on a terminal; what it gives takes how much is done, and of how much."""
+    columns = (TextColumn(name), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("decode", total=None)
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
-        def progress(seconds: float, duration: float | None) -> None:
-            bar.update(task, completed=seconds, total=duration)
 
+def _decode(source: Path, rate: Fraction, size: int, patch: int) -> video.Clip:
+    with _progress("decode") as progress:
         try:
             return video.read(source, fps=rate, size=size, patch=patch, progress=progress)
         except (video.VideoError, OSError) as error:
             raise Problem(str(error)) from error
 
 
-def _compress(clip: video.Clip, patch: int, amount: int | Fraction, method: str, device: torch.device) -> trial.Trial:
+def _load(model: str, device: torch.device) -> encoder.Encoder:
     try:
-        return trial.run(clip.frames, patch, amount, method, device)
+        return encoder.load(model, device)
+    except encoder.EncoderError as error:
+        raise Problem(str(error)) from error
+
+
+def _compress(
+    clip: video.Clip,
+    patch: int,
+    amount: int | Fraction,
+    method: str,
+    device: torch.device,
+    tower: encoder.Encoder | None,
+    steps: list[trial.Step],
+) -> trial.Trial:
+    """The trial, its steps after ``steps`` and the encoder's."""
+    try:
+        if tower is None:
+            result = trial.run(clip.frames, patch, amount, method, device)
+        else:
+            frames = trial.whole_tubelets(clip.frames, tower.tubelet)
+            with _progress("encode") as progress:
+                tokens, seconds = trial.timed(lambda: tower(frames, progress), device)
+            steps = [*steps, trial.Step("encode", seconds)]
+            result = trial.run(clip.frames, patch, amount, method, device, tokens=tokens, tubelet=tower.tubelet)
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise Problem(str(error).partition("\n")[0] or type(error).__name__) from error
+    result.steps[:0] = steps
+    return result
 
 
 def _write(stage: Path, clip: video.Clip, result: trial.Trial, patch: int, title: str, save_tokens: bool) -> None:
     shown = draw(clip.frames, result.packed, patch=patch)
     counts = kept_per_frame(clip.frames, result.packed)
     cells = spread(len(counts))
-    labels = [(f"{clip.times[i]:.2f} s", f"kept {counts[i]} of {result.tokens // len(counts)}") for i in cells]
+    frame = result.tokens // result.packed.layout.grids[0][0]
+    labels = [(f"{clip.times[i]:.2f} s", f"kept {counts[i]} of {frame}") for i in cells]
     facts = f"{len(counts)} frames  ·  {result.tokens:,} tokens in, {result.rows:,} rows out  ·  PSNR rebuilt: "
     facts += ", ".join(f"{name} {value:.1f} dB" for name, value in result.psnr.items())
     panels = {"original": clip.frames, "kept": shown, "rebuilt": result.rebuilt}
@@ -213,10 +255,14 @@ def _staged(folder: Path, names: list[str], force: bool) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _table(clip: video.Clip, result: trial.Trial, device: torch.device) -> Table:
+def _table(clip: video.Clip, result: trial.Trial, device: torch.device, tower: encoder.Encoder | None) -> Table:
     height, width = clip.frames.shape[1:3]
     table = Table(box=None, show_header=False)
     table.add_row("frames", f"{len(clip.times)} of {clip.decoded}, {width}x{height} of {clip.width}x{clip.height}")
+    if tower:
+        token = f"{tower.patch}x{tower.patch} pixels" + (f" of {tower.tubelet} frames" if tower.tubelet > 1 else "")
+        table.add_row("encoder", Text(f"{tower.family.title}, {token} a token"))
+        table.add_row("pictures, PSNR", "of the pixels where its tokens were kept")
     table.add_row("tokens in", f"{result.tokens:,} of {result.packed.values.shape[1]:,} numbers")
     table.add_row("rows out", f"{result.rows:,}")
     table.add_row("ratio", f"{result.rows / result.tokens:.1%}, {result.tokens / max(1, result.rows):.1f} to 1")

@@ -31,7 +31,8 @@ def draw(frames: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
         frames: uint8, shape (T, H, W, 3), the frames of one video.
         packed: what a compressor made of their S tokens. With merging, a patch counts as kept where it stands for
             its group.
-        patch: pixels a token spans each way; by default sqrt(T·H·W/S). Needed where a token spans several frames.
+        patch: pixels a token spans each way; by default sqrt(T·H·W/S). Needed where a token spans several frames, the
+            last one perhaps fewer.
 
     Returns:
         uint8 Tensor of the same shape, on the CPU.
@@ -46,8 +47,10 @@ def draw(frames: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
 
 
 def kept_per_frame(frames: Tensor, packed: Packed) -> list[int]:
-    """Rows kept of each frame; one token row to a frame."""
-    return packed.mask.view(frames.shape[0], -1).sum(1).tolist()
+    """Rows kept of each frame; where a token spans several frames, each of them counts it."""
+    moments = packed.layout.grids[0][0]
+    span = -(-frames.shape[0] // moments)
+    return packed.mask.view(moments, -1).sum(1).repeat_interleave(span)[: frames.shape[0]].tolist()
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ def _kept_pixels(frames: Tensor, mask: Tensor, patch: int | None) -> Tensor:
     patch = patch or math.isqrt(count * height * width // max(1, mask.numel()))
     rows, columns = (height // patch, width // patch) if patch else (0, 0)
     moments = mask.numel() // max(1, rows * columns)
-    if (rows * patch, columns * patch, moments * rows * columns) != (height, width, mask.numel()) or count % moments:
+    span = -(-count // max(1, moments))
+    whole = (rows * patch, columns * patch, moments * rows * columns) == (height, width, mask.numel())
+    if not whole or -(-count // max(1, span)) != moments:
         raise ValueError(f"expected tokens that tile {count} frames of {width}x{height} in squares, got {mask.numel()}")
     grid = mask.view(moments, rows, columns)
-    return grid.repeat_interleave(count // moments, 0).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    return grid.repeat_interleave(span, 0)[:count].repeat_interleave(patch, 1).repeat_interleave(patch, 2)

@@ -1,4 +1,4 @@
-"""One clip through one method: patches in, rows out, timed, and the clip rebuilt from the rows."""
+"""One clip through one method: patches or an encoder's tokens in, rows out, timed, and the clip rebuilt."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ REPEATS, ENOUGH = 15, 1.0  # a step is timed that often, or for that many second
 class Step:
     name: str
     seconds: float
-    moved: int  # bytes
+    moved: int | None = None  # bytes, where they are what the time goes into
 
     def __str__(self) -> str:
-        return f"{self.seconds * 1e3:.2f} ms, {self.moved / self.seconds / 1e9:.2g} GB/s"
+        rate = "" if self.moved is None else f", {self.moved / self.seconds / 1e9:.2g} GB/s"
+        return f"{self.seconds * 1e3:.2f} ms{rate}"
 
 
 @dataclass(frozen=True)
@@ -50,42 +51,66 @@ class Trial:
         return self.packed.mask.numel()
 
 
-def run(frames: Tensor, patch: int, budget: int | Fraction, method: str, device: torch.device) -> Trial:
-    """Compress the patches of uint8 frames (T, H, W, 3) to a budget of rows or a share."""
+def run(
+    frames: Tensor,
+    patch: int,
+    budget: int | Fraction,
+    method: str,
+    device: torch.device,
+    *,
+    tokens: Tensor | None = None,
+    tubelet: int = 1,
+) -> Trial:
+    """Compress the patches of uint8 frames (T, H, W, 3) to a budget of rows or a share.
+
+    With ``tokens`` (1, T/tubelet, h, w, D) of an encoder it is these that are compressed; the clip is then rebuilt from
+    the pixels at the sites of the kept ones. A last tubelet that is not whole repeats the last frame.
+    """
     frames = frames.to(device)
-    tokens = patchify(frames, patch)  # the first calls, which load what is lazy, are not timed
+    pixels = patchify(frames, patch, tubelet)  # the first calls, which load what is lazy, are not timed
+    tokens = pixels if tokens is None else tokens.to(device)
     with _Ops() as ops:
         packed = vtok.compress(tokens, budget=budget, method=method)
-    cutting = _median(lambda: patchify(frames, patch), device)
     packing = _median(lambda: vtok.compress(tokens, budget=budget, method=method), device)
-    steps = [
-        Step("patchify", cutting, frames.nbytes + tokens.nbytes),
-        Step("score, select, pack", packing, tokens.nbytes + 2 * packed.values.nbytes),
-    ]
-    rebuilt = unpatchify(packed, frames.shape, patch)
+    steps = [Step("score, select, pack", packing, tokens.nbytes + 2 * packed.values.nbytes)]
+    if tokens is pixels:
+        cutting = _median(lambda: patchify(frames, patch), device)
+        steps.insert(0, Step("patchify", cutting, frames.nbytes + pixels.nbytes))
+
+    def rebuild(packed: Packed) -> Tensor:
+        values = packed.values if tokens is pixels else packed.reduce(pixels.flatten(0, -2))
+        return unpatchify(packed, values, frames.shape, patch, tubelet)
+
+    rebuilt = rebuild(packed)
     psnr = {method: _psnr(frames, rebuilt)}
     for baseline, name in BASELINES.items():
         if baseline != method:
             other = vtok.compress(tokens, budget=packed.values.shape[0], method=baseline)
-            psnr[name] = _psnr(frames, unpatchify(other, frames.shape, patch))
+            psnr[name] = _psnr(frames, rebuild(other))
     return Trial(packed, steps, {op: vtok.backend_of(op, device) for op in ops.seen}, rebuilt.cpu(), psnr)
 
 
-def patchify(frames: Tensor, patch: int) -> Tensor:
-    """uint8 (T, H, W, 3) to float32 (1, T, h, w, 3·p·p) in [-1, 1]."""
+def whole_tubelets(frames: Tensor, tubelet: int) -> Tensor:
+    """The frames, the last one repeated until they are a multiple of ``tubelet``."""
+    return torch.cat([frames, frames[-1:].expand(-len(frames) % tubelet, -1, -1, -1)])
+
+
+def patchify(frames: Tensor, patch: int, tubelet: int = 1) -> Tensor:
+    """uint8 (T, H, W, 3) to float32 (1, T/t, h, w, t·3·p·p) in [-1, 1]."""
+    frames = whole_tubelets(frames, tubelet)
     count, height, width, channels = frames.shape
-    cut = frames.view(count, height // patch, patch, width // patch, patch, channels)
-    floats = cut.permute(0, 1, 3, 5, 2, 4).to(torch.float32, memory_format=torch.contiguous_format)
+    cut = frames.view(count // tubelet, tubelet, height // patch, patch, width // patch, patch, channels)
+    floats = cut.permute(0, 2, 4, 1, 6, 3, 5).to(torch.float32, memory_format=torch.contiguous_format)
     return floats.flatten(3)[None].div_(127.5).sub_(1)
 
 
-def unpatchify(packed: Packed, shape: tuple[int, ...], patch: int) -> Tensor:
-    """The clip, uint8 (T, H, W, 3), as its kept rows tell it."""
+def unpatchify(packed: Packed, values: Tensor, shape: tuple[int, ...], patch: int, tubelet: int = 1) -> Tensor:
+    """The clip, uint8 (T, H, W, 3), as the pixels ``values`` of its kept rows tell it."""
     count, height, width, channels = shape
-    values = ((packed.values.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    tokens = packed.unmerge(values, fill="hold")
-    cut = tokens.view(count, height // patch, width // patch, channels, patch, patch)
-    return cut.permute(0, 1, 4, 2, 5, 3).reshape(shape)
+    levels = ((values.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    tokens = packed.unmerge(levels, fill="hold")
+    cut = tokens.view(-1, height // patch, width // patch, tubelet, channels, patch, patch)
+    return cut.permute(0, 3, 1, 5, 2, 6, 4).reshape(-1, height, width, channels)[:count]
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
