@@ -44,6 +44,8 @@ class Workload:
 # (frames, rows per frame, channels) of DESIGN.md section 5.
 CLIPS = {"32×14×14×3584": (32, 196, 3584), "64×27×27×1152": (64, 729, 1152), "256×14×14×3584": (256, 196, 3584)}
 MILLION = {"1M rows×3584": (5120, 196, 3584)}
+# (frames, height, width) of what works on pixels.
+VIDEOS = {"64×1072×1920": (64, 1072, 1920), "64×384×384": (64, 384, 384), "64×644×1148": (64, 644, 1148)}
 # Rows of what works on one number a row.
 ROWS = {"16k": 1 << 14, "50k": 50_176, "1M": 1_003_520}
 
@@ -51,7 +53,12 @@ ROWS = {"16k": 1 << 14, "50k": 50_176, "1M": 1_003_520}
 @contextmanager
 def tiny() -> Iterator[None]:
     """Every size shrunk to a few rows: to test the benchmarks themselves, and to time a call that does no work."""
-    few: list[tuple[dict[str, Any], Any]] = [(CLIPS, (8, 4, 8)), (MILLION, (8, 4, 8)), (ROWS, 64)]
+    few: list[tuple[dict[str, Any], Any]] = [
+        (CLIPS, (8, 4, 8)),
+        (MILLION, (8, 4, 8)),
+        (VIDEOS, (2, 112, 112)),
+        (ROWS, 64),
+    ]
     before = [dict(table) for table, _ in few]
     try:
         for table, size in few:

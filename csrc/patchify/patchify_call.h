@@ -1,0 +1,32 @@
+// What the CPU's and CUDA's halves share on the torch side: a checked call.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/stable.h"
+#include "patchify/patchify.h"
+
+namespace vtok {
+
+struct PatchifyOptions {
+  const std::optional<std::vector<double>>&mean, &std;
+  const std::optional<ScalarType>& dtype;
+  const std::string& order;
+  bool pad;
+};
+
+struct PatchifyCall {
+  Tensor sites, references;  // index and reference_index, dense
+  bool referring;            // else there is no reference_index
+  PatchGrid grid;
+  std::vector<double> scale, shift;  // of each channel, or one of all
+  Tensor out;                        // not yet written
+
+  // Checks every argument, then computes the above.
+  PatchifyCall(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
+               const std::optional<Tensor>& reference_index, const PatchifyOptions& options);
+};
+
+}  // namespace vtok

@@ -1,0 +1,21 @@
+from mutant import Mutant
+
+MUTANTS = [
+    Mutant("a carry is lost", "csrc/patchify/patchify.cuh", "place.step -= carry ? args.wrap[d] : 0;", ""),
+    Mutant(
+        "strips off a word's boundary are read as words", "csrc/patchify/patchify.cuh",
+        "grid.patch_w % values == 0 && places % word == 0", "grid.patch_w % values == 0", sanitize=True,
+    ),
+    Mutant("pixels outside are read", "csrc/patchify/patchify.cuh", "inside = y < row.place.high &&", "inside ="),
+    Mutant(
+        "the mean does not cancel", "csrc/patchify/patchify_cpu.inc",
+        "(value - load_lanes<L>(reference + i)) * scale;", "(value - load_lanes<L>(reference + i)) * scale - shift;",
+    ),
+    Mutant("the overlap is left out", "csrc/patchify/patchify_cpu.inc", "if (i < n) at(n - L);", ""),
+    Mutant(
+        "the tubelet is one frame", "csrc/patchify/patchify.h",
+        "last_digit(site, g.steps) * g.tubelet;", "last_digit(site, g.steps);",
+    ),
+    Mutant("a row of padding has a reference", "triton_kernels/patchify.py", "used = valid & (other", "used = (other"),
+    Mutant("duplicates overwrite", "vtok/ops/patchify.py", 'offsets, reduce="sum")', 'offsets, reduce="mean")'),
+]  # fmt: skip
