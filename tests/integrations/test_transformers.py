@@ -20,8 +20,11 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+import vtok
 from vtok import Packed, compress
 from vtok.integrations.transformers import attach, compress_inputs, detach
+
+from rooms import ROOT
 
 VIDEO, IMAGE, PAD = 90, 91, 1
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -242,6 +245,30 @@ def test_images_stay_and_samples_need_no_video(model):
     assert compress_inputs(model, without, budget=6) == without
 
 
+def test_no_row_at_all(model):
+    inputs = prompt(model, BATCH)
+    want, _ = steps(model, inputs, compressed(model, inputs, budget=[0] * 4), 3)
+    shrunk = compress_inputs(model, inputs, budget=[0] * 4)
+    assert torch.equal(generated(model, shrunk, max_new_tokens=3)[:, -3:], want)
+    assert int((shrunk["input_ids"] == VIDEO).sum()) == (0 if is_qwen(model) else 4)
+
+
+def test_masks_are_the_callers(model):
+    """Without a mask all tokens count; a placeholder that the caller masks still takes its row."""
+    inputs = prompt(model, [[3, "v", 5]])
+    shrunk = compress_inputs(model, inputs, budget=6)
+    bare = compress_inputs(model, less(inputs, "attention_mask"), budget=6)
+    assert bare.keys() == shrunk.keys() and torch.equal(bare["attention_mask"], shrunk["attention_mask"])
+    assert torch.equal(model(**bare).logits, model(**shrunk).logits)
+    if is_qwen(model):
+        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
+    column = int((inputs["input_ids"] == VIDEO).nonzero()[0, 1])
+    inputs["attention_mask"] = inputs["attention_mask"].index_fill(1, torch.tensor([column]), 0)
+    shrunk = compress_inputs(model, inputs, budget="100%")
+    assert torch.equal(shrunk["attention_mask"], inputs["attention_mask"])
+    assert torch.equal(model(**shrunk).logits, model(**inputs).logits)
+
+
 def test_positions_are_gathered(model):
     if not is_qwen(model):
         inputs = prompt(model, BATCH)
@@ -278,13 +305,15 @@ def test_positions_are_gathered(model):
 )
 def test_ways_to_generate(model, settings, even):
     inputs, rule = prompt(model, BATCH), {"budget": 4 if even else "30%", "method": "random"}
-    if not even and is_qwen(model) is False:
-        rule = {"budget": [5, 2, 7, 3], "method": "random"}
+    if not even and not is_qwen(model):
+        rule["budget"] = [5, 2, 7, 3]
     kept = compressed(model, inputs, **rule)
     reference = masked(model, inputs, kept)
     settings = {"max_new_tokens": 5, **settings}
     torch.manual_seed(0)
     want = generated(model, reference, **settings)
+    if not settings.keys() & {"num_beams", "do_sample"}:
+        assert torch.equal(want[:, -5:], steps(model, inputs, kept, 5)[0])
     shrunk = compress_inputs(model, inputs, **rule)
     torch.manual_seed(0)
     same_tokens(model, generated(model, shrunk, **settings), want, inputs, shrunk)
@@ -351,6 +380,10 @@ def test_a_second_turn_from_the_cache(model):
         third = {"input_ids": torch.cat([second.sequences, question], 1), "past_key_values": second.past_key_values}
         third["attention_mask"] = torch.cat([mask, torch.ones_like(third["input_ids"][:, mask.shape[1] :])], 1)
         assert torch.equal(generated(model, third, max_new_tokens=new)[:, -new:], last)
+        own = DynamicCache(config=model.config.get_text_config())
+        first_alone = generated(model, inputs, max_new_tokens=new, past_key_values=own)
+        assert torch.equal(generated(model, {**again, "past_key_values": own}, max_new_tokens=new)[:, -new:], want)
+        assert torch.equal(first_alone, out.sequences)
         with pytest.raises(ValueError, match="expected no pixels together with a cache that holds a compressed prompt"):
             generated(model, {**again, "past_key_values": caches[1], "pixel_values_videos": torch.zeros(1)})
     finally:
@@ -538,12 +571,66 @@ def test_errors(model, monkeypatch):
                 compress_inputs(model, less(inputs, name), budget=4)
         with pytest.raises(ValueError, match=r"expected position_ids of shape \(3 or 4, B, L\), got"):
             compress_inputs(model, {**inputs, "position_ids": inputs["input_ids"]}, budget=4)
-    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")  # a lazy module of its own
     for call in (compress_inputs, attach):
         with pytest.raises(
             ImportError, match=r"^vtok.integrations.transformers needs transformers 5.18 or newer, got 4.57.1$"
         ):
             call(model, *([inputs] if call is compress_inputs else []), budget=4)
+
+
+class Processor:
+    def __init__(self, inputs):
+        self.inputs, self.decoded = transformers.BatchFeature(inputs), None
+
+    def apply_chat_template(self, messages, **settings):
+        kinds = [part["type"] for message in messages for part in message["content"]]
+        assert kinds == ["video", "text"] and settings["return_dict"] and settings["return_tensors"] == "pt"
+        return self.inputs
+
+    def batch_decode(self, ids, **settings):
+        self.decoded = ids
+        return [str(ids.tolist())]
+
+
+def test_the_lines_of_the_readme(monkeypatch, tmp_path):
+    """They run as they stand, but for a tiny model and a processor that reads no file."""
+    blocks = [b for b in (ROOT / "README.md").read_text().split("```python\n") if "vtok.integrations.transformers" in b]
+    torch.manual_seed(2)
+    model = qwen().eval()
+    model.generation_config.suppress_tokens = [VIDEO, IMAGE]
+    inputs = prompt(model, [[5, "v", 4]])
+    processor = Processor(inputs)
+    library = sys.modules["transformers"]
+    monkeypatch.setattr(library.Qwen2_5_VLForConditionalGeneration, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(library.AutoProcessor, "from_pretrained", lambda *_, **__: processor)
+    monkeypatch.chdir(tmp_path)
+    space = {"torch": torch, "vtok": vtok, "second_question": inputs}
+    for block in blocks:
+        exec(block.split("```")[0], space)
+    assert len(blocks) == 2 and processor.decoded.shape == (1, 64)
+    detach(model)
+    want, _ = steps(model, inputs, compressed(model, inputs, budget="25%"), 3)
+    assert torch.equal(processor.decoded[:, :3], want)
+    assert torch.equal(generated(model, space["again"]), generated(model, space["shrunk"]))
+
+
+def test_uneven_samples_before_5_19(model, monkeypatch):
+    """There beams repeated every piece for itself: right for a list with one piece per sample, not for a tensor."""
+    inputs = prompt(model, BATCH)
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.18.1")
+    if is_qwen(model):
+        assert [len(p) for p in features_in(compress_inputs(model, inputs, budget=[1, 2, 3, 4]))] == [3, 3, 4]
+        return
+    assert features_in(compress_inputs(model, inputs, budget=[2, 1, 4, 4])).shape == (3, 5, 32)
+    with pytest.raises(
+        ValueError, match=r"^expected as many rows in each sample before transformers 5.19, got \[5, 4, 5]$"
+    ):
+        compress_inputs(model, inputs, budget=[1, 2, 3, 4])
+
+
+def features_in(shrunk):
+    return shrunk["mm_encoder_outputs"]["video"].pooler_output
 
 
 def test_vtok_alone_does_not_import_the_library():

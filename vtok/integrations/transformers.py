@@ -22,12 +22,14 @@ from torch import Tensor
 from vtok.budget import Grid
 from vtok.compress import compress
 from vtok.integrations._attached import attach_with, detach
+from vtok.integrations._prompt import Kept, full_positions, offset, with_text
 from vtok.layout import Layout, host_grids
 from vtok.packed import Packed
 
 __all__ = ["CompressedInputs", "attach", "compress_inputs", "detach"]
 
 NEEDED = (5, 18)  # the first version whose generate and forward both take mm_encoder_outputs
+REPEATS_BY_SAMPLE = (5, 19)  # before, beams repeated every piece of mm_encoder_outputs for itself
 SEEN_BY_THE_TOWER = (
     "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
     "image_sizes", "image_sizes_videos", "batch_num_images",
@@ -83,15 +85,19 @@ def compress_inputs(
 
     Also sets ``model.model.rope_deltas`` of Qwen2.5-VL, as generate does, for later turns from the cache. With beams or
     num_return_sequences generate expands ``mm_encoder_outputs`` in place: use a result for one such call only.
-    Without attention_mask all tokens count.
+    Without attention_mask all tokens count. prefill_chunk_size needs transformers 5.23: generate forgot what was
+    encoded before.
 
-    Waits for the device: for the grids if they lie there, and to learn how many columns of each sample stay.
+    Waits for the device: for the grids if they lie there, for the rows that each video kept, and, since prompts have
+    to be cut, for the placeholders and the columns that stay in each sample.
 
     Raises:
         TypeError: another class of model. ImportError: transformers before 5.18. ValueError: inputs that do not fit,
             and whatever ``vtok.compress`` refuses.
     """
     family, result = family_of(model), CompressedInputs(inputs)
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
     result.packed = []
     wanted = any(rule is not None for rule in (budget, settings.get("total_budget"), settings.get("threshold")))
     if (packed is None and not wanted) or not (packed or result.get("pixel_values_videos") is not None):
@@ -107,17 +113,19 @@ def compress_inputs(
     else:
         _expect_videos(packed, grids, family.extra_rows)
     result.packed = [video for some in packed for video in some.split()]
-    encoded = dict(result.get("mm_encoder_outputs") or {})
+    kept = Kept.of(result, model.config.video_token_id, result.packed)
+    encoded = {"video": _pieces(result.packed, kept.rows, family.listed)}
     if result.get("pixel_values") is not None:
         encoded["image"] = _encode(model.model.get_image_features, result)
-    encoded["video"] = _as_encoded(result.packed, family.listed)
-    positions = _positions(model, result)
-    kept = _Kept.of(result, model.config.video_token_id, result.packed)
-    before = result.get("attention_mask")
-    _shrink(result, kept, _pad_id(model))
+    positions, before = full_positions(model, result), result.get("attention_mask")
+    kept.shrink(result, _pad_token(model))
     if positions is not None:
-        result["position_ids"] = _shrunk_positions(model, positions, before, result["attention_mask"], kept)
-    result["mm_encoder_outputs"] = encoded
+        model.model.rope_deltas = offset(positions, before, result["attention_mask"])
+        result["position_ids"] = with_text(kept.of_each(positions, 0), result["attention_mask"])
+    result["mm_encoder_outputs"] = {
+        **(result.get("mm_encoder_outputs") or {}),
+        **{name: BaseModelOutputWithPooling(pooler_output=features) for name, features in encoded.items()},
+    }
     for name in SEEN_BY_THE_TOWER:
         result.pop(name, None)
     return result
@@ -143,17 +151,20 @@ def family_of(model: Any) -> Family:
     """What to know about this class of model; refuses other classes, and libraries that are too old."""
     for cls in type(model).__mro__:
         if cls.__name__ in FAMILIES:
-            _expect_version()
+            if _older_than(NEEDED):
+                raise ImportError(f"vtok.integrations.transformers needs transformers 5.18 or newer, got {_version()}")
             return FAMILIES[cls.__name__]
     raise TypeError(f"expected a model of class {' or '.join(FAMILIES)}, got {type(model).__name__}")
 
 
-def _expect_version() -> None:
+def _version() -> str:
     from transformers import __version__
 
-    if tuple(int(part) for part in __version__.split(".")[:2]) < NEEDED:
-        needed = ".".join(map(str, NEEDED))
-        raise ImportError(f"vtok.integrations.transformers needs transformers {needed} or newer, got {__version__}")
+    return __version__
+
+
+def _older_than(version: tuple[int, int]) -> bool:
+    return tuple(int(part) for part in _version().split(".")[:2]) < version
 
 
 def _qwen_grids(model: Any, inputs: dict) -> list[Grid]:
@@ -198,100 +209,34 @@ def _expect_videos(packed: list[Packed], grids: list[Grid] | None, extra_rows: i
 
 
 def _encode(get_features: Callable, inputs: dict) -> Any:
-    """The tower's output for what it takes of the inputs, as generate calls it."""
+    """What the tower and the projector make of the inputs, called as generate calls them."""
     names = inspect.signature(get_features).parameters
-    return get_features(**{name: inputs[name] for name in names if inputs.get(name) is not None}, return_dict=True)
+    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    return get_features(**given, return_dict=True).pooler_output
 
 
-def _rows(encoded: Any) -> Tensor:
+def _rows(features: Any) -> Tensor:
     """Features as rows [S, D] in the order of the placeholders."""
-    features = encoded.pooler_output
     if isinstance(features, Tensor):
         return features.flatten(0, -2)
     return features[0] if len(features) == 1 else torch.cat(list(features))
 
 
-def _as_encoded(packed: list[Packed], listed: bool) -> Any:
-    """The library's own container: a list of [K, D], or one tensor [pieces, rows, D] that it flattens.
+def _pieces(packed: list[Packed], rows: list[int], listed: bool) -> Any:
+    """The kept rows in the library's own container: a list of [K, D], or one tensor [pieces, K, D] that it flattens.
 
-    Pieces all have the same number of rows and none spans two videos, so that beams can repeat sample by sample.
+    No piece spans two samples: beams repeat pieces, sample by sample.
     """
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    features: Any = [video.values for video in packed]
-    if not listed:
-        piece = math.gcd(*(len(values) for values in features)) or 1
-        features = torch.cat(features).unflatten(0, (-1, piece))
-    return BaseModelOutputWithPooling(pooler_output=features)
-
-
-def _positions(model: Any, inputs: dict) -> Tensor | None:
-    """int64 [3, B, L], the model's positions of the whole prompt; None where it counts in one dimension."""
-    given = inputs.get("position_ids")
-    if not hasattr(model.model, "get_rope_index"):
-        if given is not None:
-            raise ValueError(f"expected inputs of {type(model).__name__} without position_ids, got them")
-        return None
-    if given is not None:
-        if given.dim() != 3:
-            raise ValueError(f"expected position_ids of shape (3 or 4, B, L), got {tuple(given.shape)}")
-        return given[-3:]
-    if inputs.get("mm_token_type_ids") is None:
-        raise ValueError("expected mm_token_type_ids in the inputs, got none: positions follow from them")
-    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-    return model.model.get_rope_index(inputs["input_ids"], **{name: inputs.get(name) for name in names})[0]
+    values = packed[0].values if len(packed) == 1 else torch.cat([video.values for video in packed])
+    sizes = [size for size in rows if size] or [0]
+    if listed:
+        return list(values.split(sizes))
+    if len(set(sizes)) > 1 and _older_than(REPEATS_BY_SAMPLE):
+        raise ValueError(f"expected as many rows in each sample before transformers 5.19, got {sizes}")
+    return values.unflatten(0, (-1, math.gcd(*sizes)))
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Which columns of a prompt stay.
-
-    column: int64 [B, L'], where each new column comes from. dropped: bool [B, L'], padding that was a placeholder.
-    """
-
-    column: Tensor
-    dropped: Tensor
-
-    @staticmethod
-    def of(inputs: dict, video_token: int, packed: list[Packed]) -> _Kept:
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        is_video = ids == video_token
-        rows = torch.cat([video.mask.to(ids.device) for video in packed])
-        row = (is_video.flatten().cumsum(0) - 1).clamp(0, rows.shape[0] - 1).view_as(ids)  # of each placeholder
-        keep = real & (~is_video | rows[row])
-        read = torch.cat([is_video.sum()[None], (~real[:, -1:]).sum()[None], keep.sum(1)])
-        placeholders, right_padded, *lengths = read.tolist()  # the one wait
-        if placeholders != rows.shape[0]:
-            raise ValueError(f"expected {rows.shape[0]} video placeholders in input_ids, got {placeholders}")
-        columns = slice(0, max(lengths)) if right_padded else slice(ids.shape[1] - max(lengths), None)
-        column = (keep != bool(right_padded)).to(torch.uint8).argsort(dim=1, stable=True)[:, columns]
-        return _Kept(column, (is_video & ~keep).gather(1, column))
-
-    def of_each(self, x: Tensor, fill: int) -> Tensor:
-        """The columns of ``x`` [..., B, L] that stay, ``fill`` where a placeholder was dropped."""
-        x = x.gather(-1, self.column.expand(*x.shape[:-2], -1, -1))
-        return x.masked_fill(self.dropped, fill)
-
-
-def _shrink(inputs: dict, kept: _Kept, pad_id: int) -> None:
-    if inputs.get("attention_mask") is None:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    fills = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0, "labels": -100}
-    for name, fill in fills.items():
-        if inputs.get(name) is not None:
-            inputs[name] = kept.of_each(inputs[name], fill)
-
-
-def _pad_id(model: Any) -> int:
-    """A token that is no placeholder: it is never attended to."""
+def _pad_token(model: Any) -> int:
+    """A token that is no placeholder: nothing attends to it."""
     found = (model.generation_config.pad_token_id, getattr(model.config.get_text_config(), "pad_token_id", None))
     return next((token for token in found if token is not None), 0)
-
-
-def _shrunk_positions(model: Any, positions: Tensor, before: Tensor | None, mask: Tensor, kept: _Kept) -> Tensor:
-    """[4, B, L']: the text's positions, then the model's; and the offset that later turns start from."""
-    real = positions if before is None else positions.masked_fill(before == 0, 0)
-    model.model.rope_deltas = real.amax((0, 2))[:, None] + 1 - mask.long().sum(1, keepdim=True)
-    text = (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
-    return torch.cat([text[None], kept.of_each(positions, 0)])
