@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import vtok
-from vtok import cli, info, trial, video
+from vtok import cli, follow, info, trial, video
 from vtok.draw import Grid, draw, preview, spread
 
 from rooms import ROOT
@@ -249,7 +249,7 @@ def test_patchify_is_undone_by_unpatchify():
 
 
 def test_evs_rebuilds_a_moving_square_better_than_the_baselines(clip):
-    result = trial.run(read(clip).frames, PATCH, Fraction(1, 3), "evs", torch.device("cpu"))
+    result = trial.run(read(clip).frames, PATCH, {"budget": Fraction(1, 3)}, "evs", torch.device("cpu"))
     assert result.psnr["evs"] > result.psnr["uniform frames"] + 3
     assert result.psnr["evs"] > result.psnr["random rows"] + 3
     assert {"topk", "pack"} <= set(result.backends)
@@ -258,7 +258,7 @@ def test_evs_rebuilds_a_moving_square_better_than_the_baselines(clip):
 
 def test_evs_spends_its_rows_on_the_scene_cut():
     frames = torch.from_numpy(np.concatenate([moving_square(1).repeat(4, 0), moving_square(1, seed=1).repeat(4, 0)]))
-    result = trial.run(frames, PATCH, 24, "evs", torch.device("cpu"))
+    result = trial.run(frames, PATCH, {"budget": 24}, "evs", torch.device("cpu"))
     assert result.packed.mask.view(8, 12).sum(1).tolist() == [12, 0, 0, 0, 12, 0, 0, 0]
     assert result.psnr["evs"] == math.inf
 
@@ -273,6 +273,57 @@ def test_save_tokens(tmp_path, capfd, clip):
     assert code == 0
     with safe_open(str(tmp_path / "out" / "tokens.safetensors"), "pt") as file:
         assert file.get_tensor("values").shape == (20, 768)
+
+
+@pytest.mark.parametrize("method", ["grt", "rlt", "dtd_pixel", "temporal_merge"])
+@pytest.mark.parametrize("amount", [["--keep", "25%"], ["--threshold", "0.01"]], ids=" ".join)
+def test_other_kinds_of_methods(tmp_path, capfd, clip, method, amount):
+    code, text, _ = vtok_run(capfd, "compress", clip, "--method", method, *amount, "--out", tmp_path / "out")
+    assert code == 0 and f"PSNR, {method}" in text
+    assert (tmp_path / "out" / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    "method, amount", [("grt", {"threshold": 0.05}), ("evs", {"budget": 40}), ("rlt", {"budget": 40})]
+)
+def test_a_stream_in_chunks_is_the_clip(monkeypatch, clip, method, amount):
+    monkeypatch.setattr(follow, "CHUNK", 4)
+    settings = {"fps": Fraction(10), "size": 448, "patch": PATCH}
+    account = follow.Account()
+    pieces = list(
+        follow.follow(
+            clip, method=method, amount=amount, device=torch.device("cpu"), account=account,
+            progress=lambda done, total: None, **settings,
+        )
+    )  # fmt: skip
+    whole = read(clip, **settings)
+    frames = torch.cat([piece.frames for piece in pieces])
+    assert torch.equal(frames, whole.frames) and account.frames == len(whole.times) > 8
+    assert account.decoded == whole.decoded
+    if "threshold" in amount:
+        result = trial.run(whole.frames, PATCH, amount, method, torch.device("cpu"))
+        assert torch.equal(torch.cat([piece.rebuilt for piece in pieces]), result.rebuilt)
+        assert account.rows == result.rows and account.psnr == pytest.approx(result.psnr[method])
+    else:
+        assert account.rows == sum(min(40, len(p.frames) * account.tokens // account.frames) for p in pieces)
+
+
+def test_the_sheet_of_a_long_stream_stays_one_page():
+    account, size = follow.Account(), (8, 8)
+    for _ in range(40):
+        frames = torch.zeros(7, 8, 8, 3, dtype=torch.uint8)
+        packed = vtok.compress(torch.zeros(1, 7, 4, 3), budget=9, method="uniform")
+        clip = video.Clip(frames, [0.0] * 7, *size, 7)
+        account.add(clip, packed, follow.Piece(frames, frames, frames))
+    assert account.frames == 280 and len(account.cells) == 280 // account.step + 1 <= follow.CELLS
+
+
+def test_stream_writes_the_pictures(tmp_path, capfd, clip):
+    code, text, _ = vtok_run(
+        capfd, "compress", clip, "--stream", "--method", "grt", "--threshold", "0.1", "--out", tmp_path / "out"
+    )
+    assert code == 0 and "frames a second" in text
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sheet.png", "preview.mp4"}
 
 
 def test_existing_outputs_stay_without_force(tmp_path, capfd, clip):
@@ -363,7 +414,12 @@ BAD_OPTIONS = [
     (["--budget", "-3"], "--budget"),
     (["--budget", "2.5"], "--budget"),
     (["--budget", "many"], "--budget"),
-    (["--budget", "10", "--keep", "25%"], "got both"),
+    (["--budget", "10", "--keep", "25%"], "got --budget and --keep"),
+    (["--keep", "10%", "--threshold", "3"], "got --keep and --threshold"),
+    (["--threshold", "much"], "expected --threshold to be a number"),
+    (["--threshold", "-1", "--method", "grt"], "threshold"),
+    (["--stream", "--save-tokens"], "expected --stream without --save-tokens"),
+    (["--stream", "--encoder", "x"], "expected --stream without --encoder"),
     (["--keep", "0"], "--keep"),
     (["--keep", "101%"], "--keep"),
     (["--keep", "nan"], "--keep"),

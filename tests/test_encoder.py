@@ -237,7 +237,7 @@ def test_the_picture_shows_the_pixels_of_the_kept_tokens():
     clip = torch.from_numpy(moving_square(5, 32, 48))
     tokens = torch.ones(1, 3, 2, 3, 4)
     tokens[0, 1, 1, 2] = -1  # all that ever changes; two frames to a token
-    result = trial.run(clip, 16, 7, "evs", torch.device("cpu"), tokens=tokens, tubelet=2)
+    result = trial.run(clip, 16, {"budget": 7}, "evs", torch.device("cpu"), tokens=tokens, tubelet=2)
     assert result.packed.index.tolist() == [0, 1, 2, 3, 4, 5, 11]
     want = clip[[0, 1, 0, 1, 0]].clone()
     want[2:4, 16:, 32:] = clip[2:4, 16:, 32:]
@@ -250,7 +250,7 @@ def test_patches_of_several_frames_are_undone():
     clip = torch.from_numpy(moving_square(5, 32, 48))
     tokens = trial.patchify(clip, 16, 2)
     assert tokens.shape == (1, 3, 2, 3, 2 * 768)
-    result = trial.run(clip, 16, 18, "evs", torch.device("cpu"), tokens=tokens, tubelet=2)
+    result = trial.run(clip, 16, {"budget": 18}, "evs", torch.device("cpu"), tokens=tokens, tubelet=2)
     assert torch.equal(result.rebuilt, clip) and result.psnr["evs"] == float("inf")
 
 

@@ -9,19 +9,25 @@ import sys
 import pytest
 
 from rooms import ROOT
+from test_cli import moving_square, save
 
-SAYS = {"ops_in_forward.py": ["tokens (480, 64), kept [72, 48], rows (120, 64)", "eager equals compiled"]}
+SAYS = {
+    "ops_in_forward.py": ["tokens (480, 64), kept [72, 48], rows (120, 64)", "eager equals compiled"],
+    "live_camera.py clip.mkv": ["8 frames: 26 of 96 patches, the last in frame 7", "2 frames: 4 of 24 patches"],
+}
 
 
 def test_every_example_is_here():
-    assert sorted(path.name for path in (ROOT / "examples").glob("*.py")) == sorted(SAYS)
+    assert sorted(path.name for path in (ROOT / "examples").glob("*.py")) == sorted(call.split()[0] for call in SAYS)
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_examples(name, tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / name)]
+@pytest.mark.parametrize("call", SAYS)
+def test_examples(call, tmp_path):
+    save(tmp_path / "clip.mkv", moving_square(10))
+    name, *arguments = call.split()
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    for words in SAYS[name]:
+    for words in SAYS[call]:
         assert words in done.stdout

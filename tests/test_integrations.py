@@ -43,7 +43,7 @@ def test_bfloat16_with_float32_scores_and_with_theirs():
     assert theirs.sum() == golden["out_count"]
     assert (theirs == golden["out_mask_bf16"]).all()
     layout = Layout.from_grid([CASES["evs__bf16_t8_d64"]["params"]["thw"]], merge_size=2)
-    scores = methods.get("evs").score(tokens, layout, None, compat="vllm")
+    scores = methods.get("evs").call(tokens, layout, None, compat="vllm")
     assert (scores[:16] == 255).all()
     want = torch.from_numpy(golden["out_score_bf16"]).view(torch.bfloat16)
     assert torch.equal(scores[16:].to(torch.bfloat16).view(7, 16), want)

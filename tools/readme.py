@@ -44,7 +44,7 @@ def ops_table() -> str:
 
 def first_line(method: str) -> str:
     """What the method's module says of it, without its name in front."""
-    line = (inspect.getmodule(vtok.methods.get(method).score).__doc__ or "").partition("\n")[0]
+    line = (vtok.methods.get(method).module.__doc__ or "").partition("\n")[0]
     return line.removeprefix(f"{method}: ").rstrip(".")
 
 

@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vtok import encoder, info, methods, trial, video
-from vtok.draw import draw, kept_per_frame, preview, sheet, spread
+from vtok.draw import draw, kept_per_frame, preview, residuals, sheet, spread
+from vtok.follow import CHUNK, Account, follow
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out, err = Console(), Console(stderr=True)
@@ -55,6 +56,9 @@ def compress(
     source: Annotated[Path, typer.Argument(metavar="VIDEO", help="Any file FFmpeg reads.")],
     budget: Annotated[str | None, typer.Option(metavar="N", help="Rows to keep.")] = None,
     keep: Annotated[str | None, typer.Option(metavar="SHARE", help="25% or 0.25; the default is 25%.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(metavar="X", help="Keep what the method scores above X, however many rows that is.")
+    ] = None,
     method: Annotated[str, typer.Option(help="A name from `vtok methods`.")] = "evs",
     fps: Annotated[str, typer.Option(metavar="N", help="Frames taken per second.")] = "2",
     size: Annotated[
@@ -70,11 +74,14 @@ def compress(
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the default is cuda if there is one.")
     ] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The default is ./<VIDEO>-vtok.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help=f"In constant memory, {CHUNK} frames at a time, each with its own budget.")
+    ] = False,
     save_tokens: Annotated[bool, typer.Option("--save-tokens", help="Also write tokens.safetensors.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
 ) -> None:
     """Compress the patches of a video, or an encoder's tokens of it; sheet.png and preview.mp4 show what was kept."""
-    amount = _amount(budget, keep)
+    amount = _amount(budget, keep, threshold)
     rate = _number(fps)
     if rate <= 0:
         raise Problem(f"expected --fps to be a number > 0, got {fps!r}")
@@ -85,9 +92,19 @@ def compress(
         raise Problem(f"expected --method to be one of {', '.join(methods.names())}, got {method!r}")
     if model is not None and patch is not None:
         raise Problem("expected --patch or --encoder, whose patches have a size of their own, got both")
+    if stream and (model is not None or save_tokens):
+        raise Problem(f"expected --stream without {'--encoder' if model is not None else '--save-tokens'}, got both")
     where = _device(device)
     folder = folder or Path(f"{source.stem}-vtok")
     names = ["sheet.png", "preview.mp4", *(["tokens.safetensors"] if save_tokens else [])]
+    if stream:
+        with _staged(folder, names, force) as stage:
+            account, seconds = trial.timed(
+                lambda: _follow(stage, source, rate, size or 448, patch or 16, method, amount, where), where
+            )
+        out.print(_account_table(account, seconds, where), soft_wrap=True)
+        out.print(Text(f"wrote {', '.join(str(folder / name) for name in names)}"), soft_wrap=True)
+        return
     with _staged(folder, names, force) as stage:
         tower = None if model is None else _load(model, where)
         patch = patch or (tower.patch if tower else 16)
@@ -98,7 +115,7 @@ def compress(
         steps = [trial.Step("decode", seconds, clip.decoded * clip.width * clip.height * 3)]
         result = _compress(clip, patch, amount, method, where, tower, steps)
         title = f"{source.name}  ·  {method}" + (f" of {tower.family.title} tokens" if tower else "")
-        _write(stage, clip, result, patch, title, save_tokens)
+        _write(stage, clip, result, patch, method, title, save_tokens)
     out.print(_table(clip, result, where, tower), soft_wrap=True)
     out.print(Text(f"wrote {', '.join(str(folder / name) for name in names)}"), soft_wrap=True)
 
@@ -108,7 +125,7 @@ def list_methods() -> None:
     """The compressors by name."""
     table = Table(box=None, show_header=False)
     for name in methods.names():
-        told = sys.modules[methods.get(name).score.__module__].__doc__ or ""
+        told = methods.get(name).module.__doc__ or ""
         table.add_row(name, Text(told.strip().partition("\n")[0]))
     out.print(table, soft_wrap=True)
 
@@ -132,20 +149,30 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(main(context.args) or 0)
 
 
-def _amount(budget: str | None, keep: str | None) -> int | Fraction:
-    """Rows, or a share."""
-    if budget is not None and keep is not None:
-        raise Problem("expected --budget or --keep, got both")
+def _amount(budget: str | None, keep: str | None, threshold: str | None) -> trial.Amount:
+    """Rows, a share, or a threshold."""
+    given = {"--budget": budget, "--keep": keep, "--threshold": threshold}
+    named = [name for name, text in given.items() if text is not None]
+    if len(named) > 1:
+        raise Problem(f"expected one of --budget, --keep and --threshold, got {' and '.join(named)}")
+    if threshold is not None:
+        try:
+            value = float(threshold)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise Problem(f"expected --threshold to be a number, got {threshold!r}")
+        return {"threshold": value}
     if budget is not None:
         rows = _number(budget)
         if rows < 1 or rows.denominator != 1:
             raise Problem(f"expected --budget to be a number of rows >= 1, got {budget!r}")
-        return int(rows)
+        return {"budget": int(rows)}
     keep = "25%" if keep is None else keep
     share = _number(keep.removesuffix("%")) / (100 if keep.endswith("%") else 1)
     if not 0 < share <= 1:
         raise Problem(f"expected --keep in (0%, 100%], such as 25% or 0.25, got {keep!r}")
-    return share
+    return {"budget": share}
 
 
 def _number(text: str) -> Fraction:
@@ -194,7 +221,7 @@ def _load(model: str, device: torch.device) -> encoder.Encoder:
 def _compress(
     clip: video.Clip,
     patch: int,
-    amount: int | Fraction,
+    amount: trial.Amount,
     method: str,
     device: torch.device,
     tower: encoder.Encoder | None,
@@ -216,7 +243,9 @@ def _compress(
     return result
 
 
-def _write(stage: Path, clip: video.Clip, result: trial.Trial, patch: int, title: str, save_tokens: bool) -> None:
+def _write(
+    stage: Path, clip: video.Clip, result: trial.Trial, patch: int, method: str, title: str, save_tokens: bool
+) -> None:
     shown = draw(clip.frames, result.packed, patch=patch)
     counts = kept_per_frame(clip.frames, result.packed)
     cells = spread(len(counts))
@@ -225,6 +254,8 @@ def _write(stage: Path, clip: video.Clip, result: trial.Trial, patch: int, title
     facts = f"{len(counts)} frames  ·  {result.tokens:,} tokens in, {result.rows:,} rows out  ·  PSNR rebuilt: "
     facts += ", ".join(f"{name} {value:.1f} dB" for name, value in result.psnr.items())
     panels = {"original": clip.frames, "kept": shown, "rebuilt": result.rebuilt}
+    if methods.get(method).kind == "gate":
+        panels["residuals"] = residuals(clip.frames, result.rebuilt, result.packed, patch=patch)
     try:
         sheet(shown[cells], labels, title, facts).save(stage / "sheet.png", optimize=True)
         video.write(stage / "preview.mp4", preview(panels), clip.rate)
@@ -232,6 +263,43 @@ def _write(stage: Path, clip: video.Clip, result: trial.Trial, patch: int, title
             result.packed.save(stage / "tokens.safetensors")
     except (video.VideoError, OSError) as error:
         raise Problem(str(error)) from error
+
+
+def _follow(
+    stage: Path, source: Path, rate: Fraction, size: int, patch: int, method: str, amount: trial.Amount,
+    device: torch.device,
+) -> Account:  # fmt: skip
+    """The whole file through a stream; the pictures are written as it goes by."""
+    account = Account()
+    try:
+        with _progress("stream") as progress:
+            pieces = follow(
+                source, fps=rate, size=size, patch=patch, method=method, amount=amount, device=device,
+                account=account, progress=progress,
+            )  # fmt: skip
+            shown = ({"original": p.frames, "kept": p.shown, "rebuilt": p.rebuilt} for p in pieces)
+            video.write(stage / "preview.mp4", (picture for panels in shown for picture in preview(panels)), rate)
+        if account.problem:
+            print(f"vtok: {account.problem}; went on with the frames before", file=sys.stderr)
+        labels = [(f"{time:.2f} s", f"kept {kept} of {sites}") for time, kept, sites, _ in account.cells]
+        facts = f"{account.frames} frames  ·  {account.tokens:,} tokens in, {account.rows:,} rows out  ·  "
+        facts += f"PSNR rebuilt: {account.psnr:.1f} dB"
+        pictures = torch.stack([picture for *_, picture in account.cells])
+        sheet(pictures, labels, f"{source.name}  ·  {method}, streamed", facts).save(stage / "sheet.png", optimize=True)
+    except (video.VideoError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise Problem(str(error).partition("\n")[0] or type(error).__name__) from error
+    return account
+
+
+def _account_table(account: Account, seconds: float, device: torch.device) -> Table:
+    table = Table(box=None, show_header=False)
+    table.add_row("frames", f"{account.frames} of {account.decoded}, from {account.size[0]}x{account.size[1]}")
+    table.add_row("tokens in", f"{account.tokens:,}")
+    table.add_row("rows out", f"{account.rows:,}")
+    table.add_row("ratio", f"{account.rows / account.tokens:.1%}, {account.tokens / max(1, account.rows):.1f} to 1")
+    table.add_row("decode to pictures", f"{seconds:.1f} s, {account.frames / seconds:.0f} frames a second on {device}")
+    table.add_row("PSNR", f"{account.psnr:.2f} dB")
+    return table
 
 
 @contextmanager

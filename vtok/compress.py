@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtok import methods, ops
-from vtok.decide import Floor, Plan, frame_floor, gate, select
+from vtok.decide import Floor, Goal, Plan, frame_floor
 from vtok.layout import Layout, whole_number
 from vtok.packed import Packed
 
@@ -45,7 +45,7 @@ def compress(
             their rows by largest remainder.
         threshold: instead of a budget, keep the rows with a score above it (a NaN never is); ``capacity`` (int) rows
             are allocated for them, all rows by default. What is left over is padding; see Packed.counts and trim.
-        method: a name in ``vtok.methods.names()``; ``options`` are its own.
+        method: a name in ``vtok.methods.names("score", "merge")``; ``options`` are its own.
         extra_rows: rows of each video after its grid in packed tokens: always kept, outside the budget.
         min_per_frame: rows that each frame keeps at least, or all of a smaller one, whatever the scores.
         scores: [S], one floating-point number per row, the largest kept, or a callable of (tokens [S, D], layout)
@@ -68,21 +68,49 @@ def compress(
     rows, layout = as_rows(tokens, grid_thw, merge_size, extra_rows)
     inputs = {"query": query, "frames": frames, "timestamps": timestamps}
     options |= {name: value for name, value in inputs.items() if value is not None}
+    goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
+    chosen = methods.get(method, "score", "merge")
+    if scores is None and chosen.kind == "merge":
+        chosen.check_options(options)
+        return move(rows, chosen.call(rows.detach(), layout, goal, **options), goal)
+    score = score_rows(rows, layout, goal.plan, chosen, scores, options)
+    index, cu_seqlens, counts = goal.choose(score.detach())
+    values = ops.pack(rows, index)
+    return Packed(values, index, cu_seqlens, layout, scores=score, counts=counts, longest=goal.longest)
+
+
+def make_goal(
+    layout: Layout, budget: Any, total_budget: Any, threshold: float | None, capacity: int | None, min_per_frame: int
+) -> Goal:
+    """What a call asks for, of its three ways to say it."""
     if threshold is None:
         if capacity is not None:
             raise ValueError("expected capacity with a threshold only")
         plan = make_plan(layout, budget, total_budget, min_per_frame)
-        score = score_rows(rows, layout, plan, method, scores, options)
-        index, cu_seqlens = select(score.detach(), plan), plan.cu_seqlens
-        return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, longest=plan.longest)
+        return Goal(layout, plan, 0.0, plan.k, plan.longest)
     if budget is not None or total_budget is not None:
         raise ValueError("expected one of budget, total_budget and threshold, got more")
-    capacity = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
-    floor = make_floor(layout, min_per_frame)
-    score = score_rows(rows, layout, None, method, scores, options)
-    index, counts = gate(score.detach(), layout, threshold, capacity, floor)
-    cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=capacity)
-    return Packed(ops.pack(rows, index), index, cu_seqlens, layout, scores=score, counts=counts)
+    room = layout.total if capacity is None else whole_number("capacity", capacity, least=0)
+    return Goal(layout, None, threshold, room, room, make_floor(layout, min_per_frame))
+
+
+def move(rows: Tensor, merged: methods.Merged, goal: Goal) -> Packed:
+    """The output rows of a merge."""
+    index, assignment, cu_seqlens, counts, scores, reduce = merged
+    if reduce == "first":
+        values, weight = ops.pack(rows, index), count_members(assignment, goal.rows)
+    else:
+        values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), reduce=reduce)
+    return Packed(
+        values, index, cu_seqlens, goal.layout, scores=scores, counts=counts, longest=goal.longest,
+        weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
+    )  # fmt: skip
+
+
+def count_members(assignment: Tensor, k: int) -> Tensor:
+    """float32 [k]: how many rows join each."""
+    _, offsets = ops.group(assignment, k)
+    return offsets.diff().to(torch.float32)
 
 
 def as_rows(tokens: Tensor, grid_thw: Any, merge_size: int, extra_rows: int) -> tuple[Tensor, Layout]:
@@ -158,12 +186,13 @@ def _cached(layout: Layout, key: tuple, make: Any) -> Any:
     return last[1]
 
 
-def score_rows(rows: Tensor, layout: Layout, plan: Plan | None, method: str, scores: Any, options: dict) -> Tensor:
+def score_rows(
+    rows: Tensor, layout: Layout, plan: Plan | None, chosen: methods.Method, scores: Any, options: dict
+) -> Tensor:
     """float32 [S] from the method or from the caller; +inf for rows after the grids."""
     if scores is None:
-        chosen = methods.get(method)
         chosen.check_options(options)
-        score = chosen.score(rows.detach(), layout, plan, **options)
+        score = chosen.call(rows.detach(), layout, plan, **options)
     else:
         if options:
             raise TypeError(f"expected no options with scores, got {', '.join(sorted(options))}")
@@ -187,7 +216,7 @@ class Compressor(torch.nn.Module):
         super().__init__()
         known = {"budget", "total_budget", "threshold", "capacity", "merge_size", "extra_rows", "min_per_frame"}
         options = {name: value for name, value in settings.items() if name not in known}
-        methods.get(method).check_options(options)
+        methods.get(method, "score", "merge").check_options(options)
         if sum(settings.get(name) is not None for name in ("budget", "total_budget", "threshold")) != 1:
             raise ValueError("expected one of budget, total_budget and threshold")
         self.method, self.settings = method, settings

@@ -136,17 +136,46 @@ def select(scores: Tensor, plan: Plan) -> Tensor:
     return index
 
 
-def gate(scores: Tensor, layout: Layout, threshold: float, capacity: int, floor: Floor | None) -> tuple[Tensor, Tensor]:
-    """(int64 [capacity] rows with a score above the threshold, then -1; int64 [V] how many there are).
+def gate(keep: Tensor, scores: Tensor, layout: Layout, capacity: int, floor: Floor | None) -> tuple[Tensor, Tensor]:
+    """(int64 [capacity] the rows to keep, then -1; int64 [V] how many there are).
 
-    A NaN passes no threshold. Rows of the floor and rows after the grids pass every threshold.
+    ``keep`` bool [S] is what passed the threshold; rows of the floor and rows after the grids are kept besides.
     """
-    keep = scores > threshold
     if layout.extra_rows:
         keep = keep | layout.extra_mask()
     if floor is not None:
         keep = keep | _mark(scores, ops.topk(scores, floor.segments, floor.cu_k, floor.k))
     return ops.compact(keep, layout.cu_seqlens, capacity)
+
+
+@dataclass(eq=False)
+class Goal:
+    """How many rows to keep: a plan, or a threshold with room for some rows and a floor.
+
+    Fields:
+        rows: rows of the output.
+        longest: those of the longest video at most.
+    """
+
+    layout: Layout
+    plan: Plan | None
+    threshold: float
+    rows: int
+    longest: int
+    floor: Floor | None = None
+
+    def choose(self, scores: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows by score [S], or under a threshold those in ``keep`` bool [S] where it is given.
+
+        Returns:
+            int64 [rows], ascending, then -1; int64 [V+1], where each video starts among them; int64 [V], how many
+            passed the threshold, or None under a plan.
+        """
+        if self.plan is not None:
+            return select(scores, self.plan), self.plan.cu_seqlens, None
+        keep = scores > self.threshold if keep is None else keep
+        index, counts = gate(keep, scores, self.layout, self.rows, self.floor)
+        return index, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=self.rows), counts
 
 
 def frame_floor(layout: Layout, min_per_frame: int) -> Floor | None:

@@ -46,6 +46,17 @@ def draw(frames: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
     return torch.where(kept[..., None], frames, grey.round().to(torch.uint8)[..., None])
 
 
+def residuals(frames: Tensor, rebuilt: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
+    """What each kept patch adds to the clip as ``rebuilt`` from the ones before it: grey is nothing, dropped is dark.
+
+    Both uint8 (T, H, W, 3); so is the result, on the CPU. A first frame, which adds everything, is as it is.
+    """
+    frames, rebuilt = frames.cpu(), rebuilt.cpu()
+    added = ((frames[1:].int() - rebuilt[:-1].int()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+    kept = _kept_pixels(frames, packed.mask.cpu(), patch)[..., None]
+    return torch.where(kept, torch.cat([frames[:1], added]), round(128 * DIM))
+
+
 def kept_per_frame(frames: Tensor, packed: Packed) -> list[int]:
     """Rows kept of each frame; where a token spans several frames, each of them counts it."""
     moments = packed.layout.grids[0][0]

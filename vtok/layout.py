@@ -23,6 +23,7 @@ class Layout:
     Fields:
         total: rows in all (S), the extra rows included.
         frames: frames of all videos together (F).
+        sites: sites of one frame of each video, together.
         cu_seqlens: int64 [V+1] on the device, where each video starts; its last value is ``total``.
         cu_frames: int64 [V+1] on the device, the number of each video's first frame.
         tokens_per_frame: int64 [V] on the device, sites of one frame.
@@ -36,6 +37,7 @@ class Layout:
 
     total: int
     frames: int
+    sites: int
     cu_seqlens: Tensor
     cu_frames: Tensor
     tokens_per_frame: Tensor
@@ -71,6 +73,7 @@ class Layout:
         return cls(
             total=starts[-1],
             frames=frames[-1],
+            sites=sum(h * w for _, h, w in grids),
             cu_seqlens=upload(starts, device),
             cu_frames=upload(frames, device),
             tokens_per_frame=upload([h * w for _, h, w in grids], device),
@@ -86,6 +89,7 @@ class Layout:
         return cls(
             total=videos * t * h * w,
             frames=videos * t,
+            sites=videos * h * w,
             cu_seqlens=torch.arange(videos + 1, dtype=torch.int64, device=device) * (t * h * w),
             cu_frames=torch.arange(videos + 1, dtype=torch.int64, device=device) * t,
             tokens_per_frame=torch.full((videos,), h * w, dtype=torch.int64, device=device),
@@ -144,6 +148,21 @@ class Layout:
         site = local - t * sites
         h = site // width
         return torch.where((index >= 0)[:, None], torch.stack([t, h, site - h * width], -1), -1)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each row stands when a video's rows are sorted by site, then time; needs V >= 1. Never syncs.
+
+        Returns int64 [S] each: the row's place, the first place of its site, and the places of its site. A row after
+        the grid is a site of its own.
+        """
+        row = torch.arange(self.total, dtype=torch.int64, device=self.device)
+        video = self.video_of(row)
+        sites, frames = self.tokens_per_frame[video].clamp(min=1), self.cu_frames.diff()[video]
+        start = self.cu_seqlens[video]
+        t, site = (row - start) // sites, (row - start) % sites
+        inside = t < frames
+        column = torch.where(inside, start + site * frames, row)
+        return torch.where(inside, column + t, row), column, torch.where(inside, frames, 1)
 
     def frame_starts(self) -> tuple[Tensor, Tensor]:
         """(int64 [F] first row of each frame, int64 [F] its rows), all videos' frames in order. Never syncs."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vtok import _file, ops
+from vtok import _file, ops, sites
 from vtok.layout import Layout, cumulative, register_tree
 
 
@@ -46,11 +46,12 @@ class Packed:
         positions: Tensor | None = None,
         weight: Tensor | None = None,
         assignment: Tensor | None = None,
+        is_merged: bool | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
         self.scores, self.counts = scores, counts
         self.longest = index.shape[0] if longest is None else longest
-        self.is_merged = weight is not None
+        self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
 
     def __repr__(self) -> str:
@@ -72,9 +73,7 @@ class Packed:
     @property
     def assignment(self) -> Tensor:
         if self._assignment is None:
-            slots = torch.arange(self.index.shape[0], dtype=torch.int64, device=self.index.device)
-            spare = self.index.new_full((self.layout.total + 1,), -1)  # the last one takes the padding
-            self._assignment = spare.scatter(0, self._kept_or_spare(), slots)[:-1]
+            self._assignment = sites.slots_of(self.index, self.layout)
         return self._assignment
 
     @property
@@ -120,28 +119,16 @@ class Packed:
             raise ValueError(f"expected values with {self.index.shape[0]} rows, got {tuple(values.shape)}")
         if fill not in ("zero", "hold"):
             raise ValueError(f"expected fill 'zero' or 'hold', got {fill!r}")
-        source = self.assignment if fill == "zero" else self._held()
+        source = self.assignment if fill == "zero" else sites.held(self.assignment, self.layout)
         return ops.pack(_flat(values), source).reshape(source.shape[0], *values.shape[1:])
 
-    def _held(self) -> Tensor:
-        """``assignment`` with each dropped row given that of a kept row at its site, by a scan over time each way."""
-        layout, row = self.layout, torch.arange(self.layout.total, dtype=torch.int64, device=self.index.device)
-        if layout.videos == 0:
-            return self.assignment
-        video = layout.video_of(row)
-        sites, frames = layout.tokens_per_frame[video].clamp(min=1), layout.cu_frames.diff()[video]
-        start = layout.cu_seqlens[video]
-        t, site = (row - start) // sites, (row - start) % sites
-        inside = t < frames
-        column = torch.where(inside, start + site * frames, row)  # rows sorted by site, then time
-        span = torch.where(inside, frames, 1)
-        slot = torch.where(inside, column + t, row)
-        by_site = torch.empty_like(row).scatter(0, slot, self.assignment)
-        kept = by_site >= 0
-        last = torch.where(kept, row, -1).cummax(0).values[slot]
-        after = torch.where(kept, row, layout.total).flip(0).cummin(0).values.flip(0)[slot]
-        held = torch.where(last >= column, last, torch.where(after < column + span, after, -1))
-        return torch.where(held >= 0, by_site[held.clamp(min=0)], -1)
+    @property
+    def run_lengths(self) -> Tensor:
+        """int64 [K]: steps from each output row to the next one at its site, or to the end of its video; 0 in padding.
+
+        What RLT calls the length of a token.
+        """
+        return sites.until_next(self.index, self.layout)
 
     @property
     def frame_counts(self) -> Tensor:
@@ -209,8 +196,9 @@ class Packed:
             counts=self.counts,
             longest=int(self.cu_seqlens.diff().amax()) if self.layout.videos else 0,
             positions=self.positions[:kept],
-            weight=self.weight[:kept] if self.is_merged else None,
+            weight=None if self._weight is None else self._weight[:kept],
             assignment=self._assignment,
+            is_merged=self.is_merged,
         )
 
     def split(self) -> list[Packed]:
@@ -234,8 +222,9 @@ class Packed:
             counts=None if self.counts is None else self.counts[video : video + 1],
             longest=rows.stop - rows.start,
             positions=None if self._positions is None else self._positions[rows],
-            weight=self.weight[rows] if self.is_merged else None,
+            weight=None if self._weight is None else self._weight[rows],
             assignment=joined,
+            is_merged=self.is_merged,
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from vtok.packed import Packed
 
 BASELINES = {"uniform": "uniform frames", "random": "random rows"}
+Amount = dict[str, Any]  # of rows, as keywords of compress and gate_patches: budget, or threshold
 REPEATS, ENOUGH = 15, 1.0  # a step is timed that often, or for that many seconds
 
 
@@ -54,26 +54,38 @@ class Trial:
 def run(
     frames: Tensor,
     patch: int,
-    budget: int | Fraction,
+    amount: Amount,
     method: str,
     device: torch.device,
     *,
     tokens: Tensor | None = None,
     tubelet: int = 1,
 ) -> Trial:
-    """Compress the patches of uint8 frames (T, H, W, 3) to a budget of rows or a share.
+    """Compress the patches of uint8 frames (T, H, W, 3) to a budget of rows or a share, or by a threshold.
 
+    A method of the kind "gate" looks at the pixels themselves, which count from -1 to 1.
     With ``tokens`` (1, T/tubelet, h, w, D) of an encoder it is these that are compressed; the clip is then rebuilt from
     the pixels at the sites of the kept ones. A last tubelet that is not whole repeats the last frame.
     """
     frames = frames.to(device)
     pixels = patchify(frames, patch, tubelet)  # the first calls, which load what is lazy, are not timed
+    gates = vtok.methods.get(method).kind == "gate"
+    if gates and tokens is not None:
+        raise ValueError(f"expected a method for tokens with an encoder, got {method!r}, which gates pixels before it")
     tokens = pixels if tokens is None else tokens.to(device)
+    seen = normalised(frames) if gates else tokens
+
+    def work() -> Packed:
+        if gates:
+            return vtok.gate_patches(seen, patch=patch, method=method, **amount)
+        return vtok.compress(tokens, method=method, **amount)
+
     with _Ops() as ops:
-        packed = vtok.compress(tokens, budget=budget, method=method)
-    packing = _median(lambda: vtok.compress(tokens, budget=budget, method=method), device)
-    steps = [Step("score, select, pack", packing, tokens.nbytes + 2 * packed.values.nbytes)]
-    if tokens is pixels:
+        packed = work()
+    named = "score, select, patchify" if gates else "score, select, pack"
+    steps = [Step(named, _median(work, device), seen.nbytes + 2 * packed.values.nbytes)]
+    packed = packed.trim()
+    if tokens is pixels and not gates:
         cutting = _median(lambda: patchify(frames, patch), device)
         steps.insert(0, Step("patchify", cutting, frames.nbytes + pixels.nbytes))
 
@@ -83,11 +95,16 @@ def run(
 
     rebuilt = rebuild(packed)
     psnr = {method: _psnr(frames, rebuilt)}
-    for baseline, name in BASELINES.items():
+    for baseline, name in BASELINES.items() if packed.index.shape[0] else ():
         if baseline != method:
             other = vtok.compress(tokens, budget=packed.values.shape[0], method=baseline)
             psnr[name] = _psnr(frames, rebuild(other))
     return Trial(packed, steps, {op: vtok.backend_of(op, device) for op in ops.seen}, rebuilt.cpu(), psnr)
+
+
+def normalised(frames: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3) to float32 (1, T, 3, H, W) in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2)[None].to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def whole_tubelets(frames: Tensor, tubelet: int) -> Tensor:
@@ -106,10 +123,14 @@ def patchify(frames: Tensor, patch: int, tubelet: int = 1) -> Tensor:
 
 def unpatchify(packed: Packed, values: Tensor, shape: tuple[int, ...], patch: int, tubelet: int = 1) -> Tensor:
     """The clip, uint8 (T, H, W, 3), as the pixels ``values`` of its kept rows tell it."""
+    return pixels_of(packed.unmerge(values.float(), fill="hold"), shape, patch, tubelet)
+
+
+def pixels_of(tokens: Tensor, shape: tuple[int, ...], patch: int, tubelet: int = 1) -> Tensor:
+    """uint8 (T, H, W, 3) of the patches of all sites in [-1, 1]."""
     count, height, width, channels = shape
-    levels = ((values.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    tokens = packed.unmerge(levels, fill="hold")
-    cut = tokens.view(-1, height // patch, width // patch, tubelet, channels, patch, patch)
+    levels = ((tokens + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    cut = levels.view(-1, height // patch, width // patch, tubelet, channels, patch, patch)
     return cut.permute(0, 3, 1, 5, 2, 6, 4).reshape(-1, height, width, channels)[:count]
 
 

@@ -56,10 +56,28 @@ def read(
     Frames before damaged data are kept, with the reason in ``Clip.problem``. Raises VideoError: no such file, not a
     video, no frames, a picture or a clip beyond the limits above.
     """
+    (clip,) = chunks(path, fps=fps, size=size, patch=patch, progress=progress)
+    return clip
+
+
+def chunks(
+    path: Path,
+    *,
+    fps: Fraction,
+    size: int,
+    patch: int,
+    frames: int | None = None,
+    progress: Callable[[float, float | None], None] = lambda seconds, duration: None,
+) -> Iterator[Clip]:
+    """The same clip, ``frames`` frames at a time, in memory for so many; times count from the first frame of all."""
     pictures: list[np.ndarray] = []
     times: list[float] = []
     source = target = (0, 0)
-    decoded, slot, problem = 0, -1, None
+    decoded, told, slot, problem, start = 0, 0, -1, None, 0.0
+
+    def clip(decoded: int) -> Clip:
+        return Clip(torch.from_numpy(np.stack(pictures)), [t - start for t in times], *source, decoded - told, problem)
+
     with _open(path) as (container, stream):
         duration = container.duration / 1_000_000 if container.duration else None
         try:
@@ -70,9 +88,12 @@ def read(
                 if wanted <= slot:
                     continue
                 slot = wanted
-                if not pictures:
-                    source = (frame.width, frame.height)
+                if source == (0, 0):
+                    source, start = (frame.width, frame.height), float(seconds)
                     target = fit(*source, size, patch, path)
+                if len(pictures) == frames:
+                    yield clip(decoded - 1)
+                    pictures, times, told = [], [], decoded - 1
                 pictures.append(_picture(frame, target, patch))
                 times.append(float(seconds))
                 if len(pictures) * pictures[0].size * 4 > MAX_BYTES:
@@ -86,8 +107,7 @@ def read(
             problem = f"decoding stopped after {decoded} frames: {_reason(error)}"
     if not pictures:
         raise VideoError(f"expected a video with frames, got {str(path)!r} without; {problem or 'it has none'}")
-    frames = torch.from_numpy(np.stack(pictures))
-    return Clip(frames, [t - times[0] for t in times], *source, decoded, problem)
+    yield clip(decoded)
 
 
 def fit(width: int, height: int, size: int, patch: int, path: Path | str = "") -> tuple[int, int]:

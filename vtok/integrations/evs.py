@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtok import methods
 from vtok.compress import as_rows, score_rows
 from vtok.decide import Plan, select
 from vtok.layout import whole_number
@@ -56,7 +57,7 @@ def retention_mask(
     rows, layout = as_rows(video_embeds, [size], spatial_merge_size, 0)
     ((t, h, w),) = layout.grids
     plan = Plan.of(layout, budget=[retained_tokens_count(h * w, t, q)])
-    scores = score_rows(rows, layout, plan, method, None, options)
+    scores = score_rows(rows, layout, plan, methods.get(method, "score"), None, options)
     mask = torch.zeros(layout.total, dtype=torch.bool, device=layout.device)
     return mask.index_fill(0, select(scores, plan), True)
 

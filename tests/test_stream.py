@@ -1,0 +1,152 @@
+"""Stream: chunks of any lengths give the rows of the whole."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from vtok import Stream, compress, gate_patches
+
+
+def moving(videos=2, frames=12, tubelet=1):
+    """Noise of which every patch of 4 pixels changes now and then, and drifts."""
+    x = torch.randint(0, 200, (videos, 1, 2, 8, 12), dtype=torch.uint8).repeat(1, frames, 1, 1, 1)
+    jumps = (torch.rand(videos, frames, 1, 2, 3) < 0.3).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    return x + (jumps.cumsum(1) * 5).to(torch.uint8) + torch.arange(frames, dtype=torch.uint8)[:, None, None, None]
+
+
+def rows_of(pieces, videos):
+    """(positions, values) of each video, over all pieces."""
+    found = [[] for _ in range(videos)]
+    for piece in pieces:
+        bounds, per = piece.cu_seqlens.tolist(), piece.layout.videos // videos if videos else 0
+        for v in range(piece.layout.videos):
+            rows = slice(bounds[v], bounds[v + 1])
+            found[v // per] += [
+                (*p.tolist(), x) for p, x in zip(piece.positions[rows], piece.values[rows], strict=True)
+            ]
+    return found
+
+
+def same(a, b):
+    return [[r[:3] for r in v] for v in a] == [[r[:3] for r in v] for v in b] and all(
+        torch.equal(x[3], y[3]) for v, u in zip(a, b, strict=True) for x, y in zip(v, u, strict=True)
+    )
+
+
+def chunks(x, cuts):
+    return [part for part in torch.tensor_split(x, list(cuts), 1)]
+
+
+METHODS = [
+    {"method": "grt", "threshold": 20.0},
+    {"method": "grt", "threshold": 0.05, "metric": "ssim", "refresh": 5},
+    {"method": "grt", "threshold": 9.0, "reference": "previous"},
+    {"method": "rlt", "threshold": 2.0},
+    {"method": "dtd_pixel", "threshold": 3.0},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=lambda s: " ".join(map(str, s.values())))
+def test_split_anywhere(settings):
+    x = moving()
+    whole = rows_of([gate_patches(x, patch=4, **settings)], 2)
+    assert 6 * 2 < sum(map(len, whole)) < 12 * 6 * 2
+    for cuts in [c for n in (1, 2) for c in combinations(range(13), n)] + [tuple(range(1, 12)), (5, 5, 5)]:
+        stream = Stream(patch=4, **settings)
+        assert same(rows_of([stream.push(part) for part in chunks(x, cuts)], 2), whole), cuts
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_steps_of_two_frames_wait_for_the_second(length):
+    x = moving(frames=length)
+    stream = Stream(patch=4, threshold=20.0, tubelet=2)
+    pieces = [stream.push(frame) for frame in x.split(1, 1)]
+    assert [p.layout.total for p in pieces] == [0 if t % 2 == 0 else 12 for t in range(length)]
+    full = torch.cat([x, x[:, -1:]], 1) if length % 2 else x
+    whole = gate_patches(full, patch=4, threshold=20.0, tubelet=2)
+    assert same(rows_of([*pieces, stream.flush()], 2), rows_of([whole], 2))
+    assert stream.push(x[:, :1]).layout.total == 0  # it began anew
+
+
+@pytest.mark.parametrize("cut", range(13))
+def test_windows_have_their_own_budget(cut):
+    tokens = torch.randn(2, 12, 5, 7)
+    want = [compress(part, budget=6, method="evs") for part in tokens.split(5, 1)]
+    stream = Stream("evs", window=5, budget=6)
+    pieces = [*map(stream.push, chunks(tokens, (cut,))), stream.flush()]
+    for piece in want[1:]:
+        piece._positions = piece.positions + torch.tensor([5 * want.index(piece), 0, 0])
+    assert same(rows_of(pieces, 2), rows_of(want, 2))
+
+
+def test_windows_of_patches():
+    x = moving()
+    stream = Stream("grt", window=4, budget="50%", patch=4)
+    packed = stream.push(x)
+    assert packed.cu_seqlens.tolist() == [12 * i for i in range(7)]
+    assert packed.positions[:, 0].view(6, 12).amin(1).tolist() == [0, 4, 8] * 2
+
+
+def test_a_row_can_begin_anew():
+    x = moving()
+    stream = Stream(patch=4, threshold=20.0)
+    stream.push(x[:, :5])
+    stream.reset([1])
+    after = rows_of([stream.push(x[:, 5:])], 2)
+    whole = rows_of([gate_patches(x, patch=4, threshold=20.0)], 2)
+    alone = rows_of([gate_patches(x[1:, 5:], patch=4, threshold=20.0)], 1)
+    assert same([after[0]], [[r for r in whole[0] if r[0] >= 5]])
+    assert same([after[1]], alone)
+
+
+def test_the_state_can_be_kept(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    x = moving()
+    stream = Stream(patch=4, threshold=20.0, tubelet=2)
+    first = stream.push(x[:, :5])
+    save_file(stream.state_dict(), tmp_path / "state.safetensors")
+    other = Stream(patch=4, threshold=20.0, tubelet=2)
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    assert same(rows_of([other.push(x[:, 5:])], 2), rows_of([stream.push(x[:, 5:])], 2))
+    assert first.layout.total == 2 * 2 * 6
+    with pytest.raises(ValueError, match="expected what state_dict"):
+        other.load_state_dict({"step": torch.zeros(2)})
+
+
+def test_memory_does_not_grow():
+    stream = Stream(patch=4, threshold=20.0, tubelet=2)
+    sizes = set()
+    for part in moving(frames=60).split(3, 1):
+        stream.push(part)
+        sizes.add(sum(t.untyped_storage().nbytes() for t in stream.state_dict().values()))
+    assert len(sizes) <= 2  # with and without a frame that waits
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: Stream(patch=4), "expected a window, or a threshold with a gate method"),
+        (lambda: Stream("evs", threshold=0.5), "expected a window, or a threshold with a gate method"),
+        (lambda: Stream(patch=4, tubelet=2, window=3, budget=1), "expected a window of whole steps of 2 frames, got 3"),
+        (lambda: Stream(patch=4, threshold=1.0, residual=True), "expected residual=False"),
+        (lambda: Stream("nothing", window=3), "expected one of the methods"),
+        (lambda: Stream(patch=4, threshold=1.0).flush(), "expected frames before the flush"),
+        (lambda: Stream(patch=4, threshold=1.0).push(torch.zeros(3)), r"expected a chunk \[B, T, ...\], got \(3,\)"),
+    ],
+)  # fmt: skip
+def test_errors(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_chunks_are_alike():
+    stream = Stream(patch=4, threshold=1.0)
+    stream.push(moving())
+    with pytest.raises(ValueError, match="expected chunks like the first"):
+        stream.push(moving(videos=3))
+    with pytest.raises(ValueError, match="expected chunks like the first"):
+        stream.push(moving().float())

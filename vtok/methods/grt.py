@@ -1,0 +1,72 @@
+"""grt, gated residual tokenization: patches that moved since they were last kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtok import ops
+from vtok.methods import Gated, register
+
+
+@register("grt", kind="gate")
+def grt(
+    frames: Tensor,
+    patch: tuple[int, int],
+    tubelet: int,
+    threshold: float | None,
+    state: Any,
+    *,
+    metric: str = "l2",
+    reference: str = "last_kept",
+    refresh: int = 0,
+    forced: Tensor | None = None,
+) -> Gated:
+    """Keep a patch whose pixels differ from their reference by more than the threshold; the first step whole.
+
+    Args:
+        metric: "l2" or "ssim", GRT's two, or "l1" and "mse", as in ``vtok.ops.patch_motion``.
+        reference: "last_kept", the pixels of the step at which the patch was last kept (the Qwen2.5-VL and the later
+            LLaVA release), so that slow drift is caught; or "previous", the step before (the first LLaVA release).
+        refresh: every so many steps one is kept whole; 0 is never.
+        forced: bool [B, T'] or [B, T', h, w], kept whatever it scores: a codec's key frames.
+
+    Under a budget the reference is the previous step, for what was kept last follows from a threshold alone; forced
+    and refreshed steps come first.
+
+    Source: the released gates of Gated Residual Tokenization. They compare normalised pixels in the model's dtype and
+    compute embeddings for the kept patches but carry the others on, so that nothing gets shorter; here the kept ones
+    are packed. Scores are distances; the release divides them by the largest of their frame, see ``relative``.
+    """
+    if threshold is None:
+        score = ops.patch_motion(frames, list(patch), tubelet, metric=metric, span="whole")
+        return Gated(first_of_all(score, refresh, forced))
+    keep, score, *state = ops.motion_gate(
+        frames, list(patch), threshold, tubelet, metric=metric, span="whole", reference=reference, refresh=refresh,
+        forced=forced, state_frames=state and state[0], state_step=state and state[1],
+    )  # fmt: skip
+    return Gated(score, keep, state)
+
+
+def first_of_all(score: Tensor, refresh: int, forced: Tensor | None) -> Tensor:
+    """+inf where a step is refreshed or forced."""
+    if refresh:
+        steps = torch.arange(score.shape[1], device=score.device) % refresh == 0
+        score = score.masked_fill(steps[:, None, None], math.inf)
+    if forced is not None:
+        score = score.masked_fill(forced if forced.dim() == 4 else forced[:, :, None, None], math.inf)
+    return score
+
+
+def relative(score: Tensor) -> Tensor:
+    """The release's scores [B, T', h, w]: each distance over the largest of its step; 1 in a first step."""
+    most = score.amax((2, 3), keepdim=True)
+    return torch.where(most.isinf(), 1, score / most.clamp(min=1e-12))
+
+
+def packed_rows(sites: int, ratio: float, least: int = 16) -> int:
+    """Rows that the release's packed form keeps of each frame: a budget ``[[packed_rows(sites, ratio)] * frames]``."""
+    return min(max(least, math.ceil(sites * ratio)), sites)

@@ -1,0 +1,145 @@
+"""Stream: a video that comes in chunks gives the rows that it gives in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtok import methods
+from vtok.compress import compress, make_goal
+from vtok.gate import PatchGate, gate_patches
+from vtok.layout import whole_number
+from vtok.packed import Packed
+
+AMOUNTS = ("threshold", "capacity", "min_per_frame")
+
+
+class Stream:
+    """Compress B videos while they arrive, a chunk of frames at a time, in constant memory.
+
+    With a ``threshold`` and a gate method the state of the gate is carried on: chunks of any lengths give bit for bit
+    the rows of the video in one piece. With a ``window`` each window of that many frames is a video of its own, so a
+    ``budget`` counts per window; what fills no window yet waits.
+
+    Args:
+        method: a name in ``vtok.methods``.
+        window: frames of a window, whole steps.
+        settings: those of ``vtok.gate_patches`` for a gate method, of ``vtok.compress`` for another, but for
+            ``residual``: the row before may be long gone.
+
+    Raises ValueError or TypeError for settings that do not go together.
+    """
+
+    def __init__(self, method: str = "grt", *, window: int | None = None, **settings: Any) -> None:
+        self.gates = methods.get(method).kind == "gate"
+        self.tubelet = settings.get("tubelet", 1) if self.gates else 1
+        self.window = None if window is None else whole_number("window", window, least=1)
+        if self.window is None and not (self.gates and settings.get("threshold") is not None):
+            raise ValueError("expected a window, or a threshold with a gate method, which carries its state on")
+        if self.window is not None and self.window % self.tubelet:
+            raise ValueError(f"expected a window of whole steps of {self.tubelet} frames, got {self.window}")
+        if settings.get("residual"):
+            raise ValueError("expected residual=False in a stream: the row before may be long gone")
+        self.method, self.settings = method, settings
+        if self.window is None:
+            self._amount: dict[str, Any] = {"capacity": None, "min_per_frame": 0}
+            self._amount |= {name: settings[name] for name in AMOUNTS if name in settings}
+            self._gate = PatchGate.of(method=method, **{k: v for k, v in settings.items() if k not in AMOUNTS})
+        self.reset()
+
+    def push(self, x: Tensor) -> Packed:
+        """The rows that the next frames give: [B, T, C, H, W] for a gate method, else tokens [B, T, (H, W or N,) D].
+
+        Returns Packed of what is decided: of this chunk's whole steps, or, with a window, of every window that is now
+        full, each a video of its own, a video's windows side by side. ``index`` counts the rows of that piece;
+        ``positions`` hold the time since the stream began, or since its row was reset. T may be 0. Never syncs.
+        """
+        self._expect_alike(x)
+        if self._pending is not None:
+            x = torch.cat([self._pending, x], 1)
+        step = self.window or self.tubelet
+        whole = x.shape[1] // step * step
+        self._pending = x[:, whole:].clone()  # not a view, which would hold the chunk
+        return self._take(x[:, :whole], step)
+
+    def flush(self) -> Packed:
+        """The rows of what still waits; then the stream begins anew. A step is filled up with its last frame."""
+        if self._pending is None:
+            raise ValueError("expected frames before the flush, got none since the stream began")
+        x = self._pending
+        missing = -x.shape[1] % self.tubelet
+        x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], 1)
+        packed = self._take(x, max(x.shape[1], 1))
+        self.reset()
+        return packed
+
+    def reset(self, videos: Sequence[int] | None = None) -> None:
+        """Begin anew: all videos, or the given rows of the batch, which then begin between two chunks."""
+        if videos is None:
+            self._pending: Tensor | None = None
+            self._step: Tensor | None = None
+            self._state: list[Tensor] | None = None
+            return
+        if self._pending is not None and self._pending.shape[1]:
+            raise ValueError(f"expected no frames waiting at a reset of single videos, got {self._pending.shape[1]}")
+        if self._step is None:
+            return
+        rows = torch.zeros_like(self._step, dtype=torch.bool)
+        rows[list(videos)] = True
+        self._step = self._step.masked_fill(rows, 0)
+        if self._state is not None:
+            self._state = [self._state[0], self._state[1].masked_fill(rows, 0)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next chunk depends on, as tensors."""
+        state = {"pending": self._pending, "step": self._step}
+        if self._state is not None:
+            state |= {"reference": self._state[0], "seen": self._state[1]}
+        return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where another stream of the same settings stood."""
+        unknown = sorted(set(state) - {"pending", "step", "reference", "seen"})
+        if unknown or ("pending" in state) != ("step" in state) or ("reference" in state) != ("seen" in state):
+            raise ValueError(f"expected what state_dict() returned, got {sorted(state)}")
+        self._pending, self._step = state.get("pending"), state.get("step")
+        self._state = [state["reference"], state["seen"]] if "seen" in state else None
+
+    def _expect_alike(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.dim() < 4:
+            raise ValueError(f"expected a chunk [B, T, ...], got {tuple(getattr(x, 'shape', ()))}")
+        if self._pending is not None:
+            before, now = self._pending, x
+            alike = (before.shape[:1], before.shape[2:], before.dtype, before.device)
+            if alike != (now.shape[:1], now.shape[2:], now.dtype, now.device):
+                raise ValueError(
+                    f"expected chunks like the first, {before.dtype} {tuple(before.shape)} but for the frames, "
+                    f"got {now.dtype} {tuple(now.shape)}"
+                )
+
+    def _take(self, x: Tensor, step: int) -> Packed:
+        """Decide about whole steps or windows."""
+        videos, frames = x.shape[:2]
+        begin = x.new_zeros(videos, dtype=torch.int64) if self._step is None else self._step
+        self._step = begin + frames // self.tubelet
+        if self.window is None:
+            goal = make_goal(self._gate.layout(x), None, None, **self._amount)
+            packed, self._state = self._gate(x, goal, self._amount["threshold"], self._state)
+        else:
+            pieces = frames // step
+            x = x.reshape(videos * pieces, step if pieces else self.window, *x.shape[2:])
+            packed = (gate_patches if self.gates else compress)(x, method=self.method, **self.settings)
+            own = torch.arange(pieces, dtype=torch.int64, device=x.device) * (step // self.tubelet)
+            begin = (begin[:, None] + own).flatten()
+        return _moved(packed, begin)
+
+
+def _moved(packed: Packed, begin: Tensor) -> Packed:
+    """The same with the times counted from ``begin`` int64 [V]."""
+    if packed.layout.videos:
+        times = torch.where(packed.index >= 0, begin[packed.layout.video_of(packed.index)], 0)
+        packed._positions = packed.positions + torch.nn.functional.pad(times[:, None], (0, 2))
+    return packed
