@@ -11,8 +11,8 @@
 namespace vtok {
 
 constexpr int kPatchThreads = 128;
-constexpr int kPatchBatch = 8;              // rows on their way at a time
-constexpr int64_t kPatchSettled = 1 << 12;  // rows of uint8 that sums of 32 bits hold
+constexpr int kPatchBatch = 8;          // rows on their way at a time
+constexpr int kPatchSettled = 1 << 12;  // rows of uint8 that sums of 32 bits hold
 
 enum class PatchKind { differences, squares, ssim };
 
@@ -112,6 +112,7 @@ struct PatchLane {
     for (int i = 0; i < kPixels; ++i) Rule::add(lane.sums[i], widen(a.at[i]), widen(b.at[i]), mean);
   }
   VTOK_DEVICE void settle(PatchLane&) {}
+  VTOK_DEVICE void finish(PatchLane&) {}
 };
 
 // Integers: the bytes that a shorter word lacks are zeros, which matter to a least value alone.
@@ -132,9 +133,12 @@ struct PatchLane<uint8_t, Word, Rule> {
       lane.most[1] = __vmaxu4(lane.most[1], r), lane.least[1] = __vminu4(lane.least[1], r);
     }
   }
-  // Before a sum of 32 bits is full, and at the end.
+  // Before a sum of 32 bits is full.
   VTOK_DEVICE void settle(PatchLane& lane) {
     for (int s = 0; s < Rule::kSums; ++s) lane.sums[0][s] += lane.bytes[s], lane.bytes[s] = 0;
+  }
+  VTOK_DEVICE void finish(PatchLane& lane) {
+    settle(lane);
     if constexpr (Rule::kMost > 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -158,40 +162,57 @@ struct PatchShared {
   accumulator_t<T> mean[2][kKind == PatchKind::ssim ? kPatchThreads : 1];
 };
 
-// Down the rows of a thread's word. Where `keep` is not null, x takes the place of its reference there.
+// A batch of rows from a pointer that moves on; those `left` or more beyond it are zeros and not looked at.
+template <class T, class Word>
+VTOK_DEVICE void load_rows(const T*& from, int64_t row, int left, Word (&words)[kPatchBatch]) {
+#pragma unroll
+  for (int i = 0; i < kPatchBatch; ++i, from += row)
+    words[i] = i < left ? *reinterpret_cast<const Word*>(from) : Word{};
+}
+template <class T, class Word>
+VTOK_DEVICE void store_rows(T* to, int64_t row, int left, const Word (&words)[kPatchBatch]) {
+#pragma unroll
+  for (int i = 0; i < kPatchBatch; ++i, to += row)
+    if (i < left) *reinterpret_cast<Word*>(to) = words[i];
+}
+
+// Down the rows of a thread's word. Where `keep` says so, x takes the place of its reference.
 template <class T, class Word, class Rule>
 VTOK_DEVICE void add_rows(const PatchVideo& video, const PatchStrip& strip, const PatchPixels<T>& x,
-                          const PatchPixels<T>& r, T* keep, int64_t column, const accumulator_t<T> (&mean)[2],
+                          const PatchPixels<T>& r, bool keep, int64_t column, const accumulator_t<T> (&mean)[2],
                           PatchLane<T, Word, Rule>& lane) {
-  const int64_t rows = column < strip.columns ? strip.rows : 0, frames = compared_frames(video);
+  const int rows = column < strip.columns ? static_cast<int>(strip.rows) : 0, ph = static_cast<int>(video.ph);
+  const int64_t frames = compared_frames(video);
+  int unsettled = 0;
+#pragma unroll 1
   for (int64_t channel = 0; channel < video.C; ++channel) {
+#pragma unroll 1
     for (int64_t frame = 0; frame < frames; ++frame) {
-      const T* const x_plane = x.at + channel * x.channel + frame * x.frame + column;
-      const int64_t r_plane = channel * r.channel + frame * r.frame + column;
-      for (int64_t y = 0; y < video.ph; y += kPatchBatch) {
+      const T* from = x.at + channel * x.channel + frame * x.frame + column;
+      const T* with = r.at + channel * r.channel + frame * r.frame + column;
+#pragma unroll 1
+      for (int y = 0; y < ph; y += kPatchBatch) {
         Word now[kPatchBatch], before[kPatchBatch];
+        const T* const first = with;
+        load_rows(from, x.row, rows - y, now);
+        load_rows(with, r.row, rows - y, before);
 #pragma unroll
-        for (int i = 0; i < kPatchBatch; ++i) {
-          const bool inside = y + i < rows;
-          now[i] = inside ? *reinterpret_cast<const Word*>(x_plane + (y + i) * x.row) : Word{};
-          before[i] = inside ? *reinterpret_cast<const Word*>(r.at + r_plane + (y + i) * r.row) : Word{};
-        }
-#pragma unroll
-        for (int i = 0; i < kPatchBatch; ++i) {
-          if (y + i < video.ph) PatchLane<T, Word, Rule>::add(lane, now[i], before[i], mean);
-          if (keep && y + i < rows) *reinterpret_cast<Word*>(keep + r_plane + (y + i) * r.row) = now[i];
-        }
-        if (y % kPatchSettled == kPatchSettled - kPatchBatch) PatchLane<T, Word, Rule>::settle(lane);
+        for (int i = 0; i < kPatchBatch; ++i)
+          if (y + i < ph) PatchLane<T, Word, Rule>::add(lane, now[i], before[i], mean);
+        if (keep) store_rows(const_cast<T*>(first), r.row, rows - y, now);
+        if ((unsettled += kPatchBatch) < kPatchSettled) continue;
+        PatchLane<T, Word, Rule>::settle(lane);
+        unsettled = 0;
       }
-      PatchLane<T, Word, Rule>::settle(lane);
     }
   }
+  PatchLane<T, Word, Rule>::finish(lane);
 }
 
 // The totals of each patch of a strip, in the thread of its number; the whole block.
 template <class Rule, class Word, class T, PatchKind kKind>
 VTOK_DEVICE void sum_patches(const PatchVideo& video, const PatchStrip& strip, const PatchPixels<T>& x,
-                             const PatchPixels<T>& r, T* keep, PatchShared<T, Word, kKind>& shared, int& buffer,
+                             const PatchPixels<T>& r, bool keep, PatchShared<T, Word, kKind>& shared, int& buffer,
                              patch_sum_t<T> (&totals)[Rule::kSums + Rule::kMost]) {
   constexpr int kPixels = kWordPixels<T, Word>, kSlots = kWordSlots<T, Word>, kAll = Rule::kSums + Rule::kMost;
   const int64_t width = strip.patches * video.pw;
@@ -232,7 +253,7 @@ VTOK_DEVICE void sum_patches(const PatchVideo& video, const PatchStrip& strip, c
 // One step of a strip against its reference: the score of each patch, in the thread of its number; the whole block.
 template <class T, class Word, PatchKind kKind>
 VTOK_DEVICE accumulator_t<T> score_strip(const PatchVideo& video, const PatchStrip& strip, const PatchPixels<T>& x,
-                                         const PatchPixels<T>& r, T* keep, PatchShared<T, Word, kKind>& shared,
+                                         const PatchPixels<T>& r, bool keep, PatchShared<T, Word, kKind>& shared,
                                          int& buffer) {
   using A = accumulator_t<T>;
   const int64_t P = patch_values(video);
@@ -248,7 +269,7 @@ VTOK_DEVICE accumulator_t<T> score_strip(const PatchVideo& video, const PatchStr
     return ssim_of_integers(t[0], t[1], t[2], t[3], t[4], x_spread > r_spread ? x_spread : r_spread, P);
   } else {
     A level[6] = {}, moment[3] = {};
-    sum_patches<LevelRule>(video, strip, x, r, static_cast<T*>(nullptr), shared, buffer, level);
+    sum_patches<LevelRule>(video, strip, x, r, false, shared, buffer, level);
     const A mx = div_rn(level[0], static_cast<A>(P)), mr = div_rn(level[1], static_cast<A>(P));
     if (threadIdx.x < strip.patches) shared.mean[0][threadIdx.x] = mx, shared.mean[1][threadIdx.x] = mr;
     __syncthreads();

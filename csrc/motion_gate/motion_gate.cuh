@@ -14,22 +14,19 @@ VTOK_DEVICE void copy_column(const PatchVideo& video, const PatchStrip& strip, c
                              const PatchPixels<T>& target, int64_t first, int64_t last, int64_t column) {
   for (int64_t channel = 0; channel < video.C; ++channel)
     for (int64_t frame = first; frame < last; ++frame) {
-      const T* x = source.at + channel * source.channel + frame * source.frame + column;
+      const T* from = source.at + channel * source.channel + frame * source.frame + column;
       T* to = const_cast<T*>(target.at) + channel * target.channel + frame * target.frame + column;
-      for (int64_t y = 0; y < strip.rows; y += kPatchBatch) {
+#pragma unroll 1
+      for (int y = 0, rows = static_cast<int>(strip.rows); y < rows; y += kPatchBatch, to += kPatchBatch * target.row) {
         Word words[kPatchBatch];
-#pragma unroll
-        for (int i = 0; i < kPatchBatch; ++i)
-          if (y + i < strip.rows) words[i] = *reinterpret_cast<const Word*>(x + (y + i) * source.row);
-#pragma unroll
-        for (int i = 0; i < kPatchBatch; ++i)
-          if (y + i < strip.rows) *reinterpret_cast<Word*>(to + (y + i) * target.row) = words[i];
+        load_rows(from, source.row, rows - y, words);
+        store_rows(to, target.row, rows - y, words);
       }
     }
 }
 
 template <class T, class Word, PatchKind kKind>
-__global__ void __launch_bounds__(kPatchThreads) gate_kernel(MotionGate gate, int64_t patches) {
+__global__ void __launch_bounds__(kPatchThreads, 4) gate_kernel(MotionGate gate, int64_t patches) {
   using A = accumulator_t<T>;
   using Shared = PatchShared<T, Word, kKind>;
   using Kept = bool[kPatchThreads];
@@ -60,8 +57,8 @@ __global__ void __launch_bounds__(kPatchThreads) gate_kernel(MotionGate gate, in
     const bool all = whole_step(gate, b, t, seen), opens = seen + t == 0;
     A score = static_cast<A>(INFINITY);
     if (!opens)
-      score = score_strip<T, Word, kKind>(video, strip, step_pixels<T>(video, b, t, py, px), next,
-                                          static_cast<T*>(nullptr), shared, buffer);
+      score =
+          score_strip<T, Word, kKind>(video, strip, step_pixels<T>(video, b, t, py, px), next, false, shared, buffer);
     if (thread < strip.patches) {
       const int64_t place = (b * video.steps + t) * cells + py * video.w + px + thread;
       const bool keep = all || score > static_cast<A>(gate.threshold) || (gate.each_forced && gate.forced[place]);

@@ -12,7 +12,7 @@ constexpr int64_t kMotionBlocks = 4096;                   // that fill the large
 constexpr int64_t kMotionStage = 48 * 1024;               // bytes of a step that shared memory keeps
 
 template <class T, class Word, PatchKind kKind>
-__global__ void __launch_bounds__(kPatchThreads)
+__global__ void __launch_bounds__(kPatchThreads, 4)
     motion_kernel(PatchVideo video, int64_t patches, int64_t run, bool staged, accumulator_t<T>* scores) {
   using Shared = PatchShared<T, Word, kKind>;
   VTOK_SHARED(Shared, shared);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kPatchThreads)
   for (int64_t t = first; t < end; ++t, to += video.h * video.w) {
     const PatchPixels<T> x = step_pixels<T>(video, b, t, py, px);
     const PatchPixels<T> r = staged ? before : reference_pixels<T>(video, b, t - 1, py, px);
-    const accumulator_t<T> score = score_strip<T, Word, kKind>(video, strip, x, r, kept, shared, buffer);
+    const accumulator_t<T> score = score_strip<T, Word, kKind>(video, strip, x, r, staged, shared, buffer);
     if (threadIdx.x < strip.patches) *to = score;
   }
 }

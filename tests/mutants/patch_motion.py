@@ -14,7 +14,7 @@ MUTANTS = [
     ),
     Mutant(
         "the step before stays in shared memory", "csrc/common/patch.cuh",
-        "if (keep && y + i < rows)", "if (keep && y + i + 1 < rows)",
+        "if (keep) store_rows(", "if (keep && y) store_rows(",
     ),
     Mutant(
         "a step is compared with itself", "triton_kernels/patch_motion.py", "tl.maximum(t - 1, 0)", "t",

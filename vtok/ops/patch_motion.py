@@ -94,5 +94,6 @@ def backward(ctx, grad: Tensor):
     if metric == "l2":
         count = frames.shape[2] * math.prod(ctx.sizes[0]) * (ctx.sizes[1] if ctx.span == "whole" else 1)
         metric, grad = "mse", torch.where(score > 0, grad * count / (2 * score), 0)
-    _, vjp = torch.func.vjp(lambda x: scores(x, *ctx.sizes, metric, ctx.span), frames)
+    patch, tubelet = ctx.sizes
+    vjp = torch.func.vjp(lambda x: scores(x, patch, tubelet, metric, ctx.span), frames)[1]
     return vjp(grad)[0], None, None
