@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -54,9 +55,22 @@ def methods_table() -> str:
     return "\n".join([head, *rows])
 
 
+def gating_table() -> str:
+    """What tools/gating.py measured."""
+    measured = json.loads((README.parent / "docs" / "gating.json").read_text(encoding="utf-8"))
+    whole = measured["flops"]
+    rows = [
+        f"| {gate['threshold']:g} | {gate['kept']:.0%} | {gate['flops'] / 1e12:.1f} of {whole / 1e12:.1f} | "
+        f"{1 - gate['flops'] / whole:.0%} | {gate['psnr']:.1f} |"
+        for gate in measured["gates"]
+    ]
+    head = "| threshold | patches kept | TFLOPs of SigLIP so400m | saved | PSNR of the carried clip, dB |\n|---|---|---|---|---|"
+    return "\n".join([head, *rows])
+
+
 def render(text: str) -> str:
     performance = performance_table(README.parent / "bench" / "results")
-    for name, body in {"ops": ops_table(), "methods": methods_table(), "performance": performance}.items():
+    for name, body in {"ops": ops_table(), "methods": methods_table(), "gating": gating_table(), "performance": performance}.items():
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
         assert pattern.search(text), f"README.md: expected the markers of {name}, got none"
         text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)

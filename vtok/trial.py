@@ -94,12 +94,12 @@ def run(
         return unpatchify(packed, values, frames.shape, patch, tubelet)
 
     rebuilt = rebuild(packed)
-    psnr = {method: _psnr(frames, rebuilt)}
+    quality = {method: psnr(frames, rebuilt)}
     for baseline, name in BASELINES.items() if packed.index.shape[0] else ():
         if baseline != method:
             other = vtok.compress(tokens, budget=packed.values.shape[0], method=baseline)
-            psnr[name] = _psnr(frames, rebuild(other))
-    return Trial(packed, steps, {op: vtok.backend_of(op, device) for op in ops.seen}, rebuilt.cpu(), psnr)
+            quality[name] = psnr(frames, rebuild(other))
+    return Trial(packed, steps, {op: vtok.backend_of(op, device) for op in ops.seen}, rebuilt.cpu(), quality)
 
 
 def normalised(frames: Tensor) -> Tensor:
@@ -149,7 +149,8 @@ def _median(work: Callable[[], Any], device: torch.device) -> float:
     return statistics.median(taken)
 
 
-def _psnr(a: Tensor, b: Tensor) -> float:
+def psnr(a: Tensor, b: Tensor) -> float:
+    """dB, of two uint8 clips."""
     error = sum((x.float() - y.float()).square().sum(dtype=torch.float64).item() for x, y in zip(a, b, strict=True))
     return 10 * math.log10(255**2 * a.numel() / error) if error else math.inf
 
