@@ -11,7 +11,7 @@
 namespace vtok {
 
 constexpr int kPatchThreads = 128;
-constexpr int kPatchBatch = 8;          // rows on their way at a time
+constexpr int kPatchBatch = 4;          // rows on their way at a time, twice as many where there is one sum
 constexpr int kPatchSettled = 1 << 12;  // rows of uint8 that sums of 32 bits hold
 
 enum class PatchKind { differences, squares, ssim };
@@ -163,16 +163,15 @@ struct PatchShared {
 };
 
 // A batch of rows from a pointer that moves on; those `left` or more beyond it are zeros and not looked at.
-template <class T, class Word>
-VTOK_DEVICE void load_rows(const T*& from, int64_t row, int left, Word (&words)[kPatchBatch]) {
+template <class T, class Word, int kRows>
+VTOK_DEVICE void load_rows(const T*& from, int64_t row, int left, Word (&words)[kRows]) {
 #pragma unroll
-  for (int i = 0; i < kPatchBatch; ++i, from += row)
-    words[i] = i < left ? *reinterpret_cast<const Word*>(from) : Word{};
+  for (int i = 0; i < kRows; ++i, from += row) words[i] = i < left ? *reinterpret_cast<const Word*>(from) : Word{};
 }
-template <class T, class Word>
-VTOK_DEVICE void store_rows(T* to, int64_t row, int left, const Word (&words)[kPatchBatch]) {
+template <class T, class Word, int kRows>
+VTOK_DEVICE void store_rows(T* to, int64_t row, int left, const Word (&words)[kRows]) {
 #pragma unroll
-  for (int i = 0; i < kPatchBatch; ++i, to += row)
+  for (int i = 0; i < kRows; ++i, to += row)
     if (i < left) *reinterpret_cast<Word*>(to) = words[i];
 }
 
@@ -183,6 +182,7 @@ VTOK_DEVICE void add_rows(const PatchVideo& video, const PatchStrip& strip, cons
                           PatchLane<T, Word, Rule>& lane) {
   const int rows = column < strip.columns ? static_cast<int>(strip.rows) : 0, ph = static_cast<int>(video.ph);
   const int64_t frames = compared_frames(video);
+  constexpr int kRows = Rule::kSums + Rule::kMost == 1 ? 2 * kPatchBatch : kPatchBatch;
   int unsettled = 0;
 #pragma unroll 1
   for (int64_t channel = 0; channel < video.C; ++channel) {
@@ -191,16 +191,16 @@ VTOK_DEVICE void add_rows(const PatchVideo& video, const PatchStrip& strip, cons
       const T* from = x.at + channel * x.channel + frame * x.frame + column;
       const T* with = r.at + channel * r.channel + frame * r.frame + column;
 #pragma unroll 1
-      for (int y = 0; y < ph; y += kPatchBatch) {
-        Word now[kPatchBatch], before[kPatchBatch];
+      for (int y = 0; y < ph; y += kRows) {
+        Word now[kRows], before[kRows];
         const T* const first = with;
         load_rows(from, x.row, rows - y, now);
         load_rows(with, r.row, rows - y, before);
 #pragma unroll
-        for (int i = 0; i < kPatchBatch; ++i)
+        for (int i = 0; i < kRows; ++i)
           if (y + i < ph) PatchLane<T, Word, Rule>::add(lane, now[i], before[i], mean);
         if (keep) store_rows(const_cast<T*>(first), r.row, rows - y, now);
-        if ((unsettled += kPatchBatch) < kPatchSettled) continue;
+        if ((unsettled += kRows) < kPatchSettled) continue;
         PatchLane<T, Word, Rule>::settle(lane);
         unsettled = 0;
       }

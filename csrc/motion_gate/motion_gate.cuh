@@ -26,7 +26,7 @@ VTOK_DEVICE void copy_column(const PatchVideo& video, const PatchStrip& strip, c
 }
 
 template <class T, class Word, PatchKind kKind>
-__global__ void __launch_bounds__(kPatchThreads, 4) gate_kernel(MotionGate gate, int64_t patches) {
+__global__ void __launch_bounds__(kPatchThreads, 3) gate_kernel(MotionGate gate, int64_t patches) {
   using A = accumulator_t<T>;
   using Shared = PatchShared<T, Word, kKind>;
   using Kept = bool[kPatchThreads];

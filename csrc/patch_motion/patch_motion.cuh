@@ -12,7 +12,7 @@ constexpr int64_t kMotionBlocks = 4096;                   // that fill the large
 constexpr int64_t kMotionStage = 48 * 1024;               // bytes of a step that shared memory keeps
 
 template <class T, class Word, PatchKind kKind>
-__global__ void __launch_bounds__(kPatchThreads, 4)
+__global__ void __launch_bounds__(kPatchThreads, 3)
     motion_kernel(PatchVideo video, int64_t patches, int64_t run, bool staged, accumulator_t<T>* scores) {
   using Shared = PatchShared<T, Word, kKind>;
   VTOK_SHARED(Shared, shared);
