@@ -29,9 +29,19 @@ inline typename Lanes<L>::f32 load_lanes(const float* from) {
 }
 template <int L>
 inline typename Lanes<L>::f32 load_lanes(const uint8_t* from) {
-  const auto bytes = load_vector<typename Lanes<L>::u8>(from);
-  const auto halves = __builtin_convertvector(bytes, typename Lanes<L>::u16);  // gcc 12 knows single steps alone
-  return __builtin_convertvector(__builtin_convertvector(halves, typename Lanes<L>::i32), typename Lanes<L>::f32);
+  using Integers = typename Lanes<L>::i32;
+#if defined(__AVX512F__)
+  if constexpr (L == 16)
+    return __builtin_convertvector((Integers)_mm512_maskz_cvtepu8_epi32(0xffff, load_vector<__m128i>(from)),
+                                   typename Lanes<L>::f32);
+#endif
+#if defined(__AVX2__)
+  if constexpr (L == 8)
+    return __builtin_convertvector((Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)),
+                                   typename Lanes<L>::f32);
+#endif
+  const auto halves = __builtin_convertvector(load_vector<typename Lanes<L>::u8>(from), typename Lanes<L>::u16);
+  return __builtin_convertvector(__builtin_convertvector(halves, Integers), typename Lanes<L>::f32);
 }
 template <int L>
 inline typename Lanes<L>::f32 load_lanes(const bf16* from) {
