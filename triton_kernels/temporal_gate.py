@@ -1,5 +1,5 @@
-"""temporal_gate in Triton: a program walks two sites through time. What a site's open run is compared with is one of its
-rows, read again from the L2 cache, or lies in next_rows: the state's row, or the run's sum."""
+"""temporal_gate in Triton: a program walks two sites through time. What a row is compared with is an earlier row of its
+site, read again from the L2 cache, or lies in next_rows: the state's row, or the run's sum."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from vtok.ops import _canonical, _rooms
 from vtok.triton_kernels._canonical import LANES, SEGMENT, STEPS, cosine, div_rn, fold, sqrt_rn
 
 SITES = 2  # of a program
+NEVER = 1 << 62  # as a refresh: it falls on frame 0 alone, which is kept anyway
 
 
 @triton.jit
 def walk_of(site, cu_seqlens, tokens_per_frame, ends, state_step, rows, videos, sites, depth):
-    """The rows of each site, first + t·stride for t < frames, and the frames before them; any layout stays in [0, rows)."""
+    """The rows of each site, first + t·stride for t < frames, whatever the layout in [0, rows), and the step before."""
     low = site * 0
     high = low + videos  # the video `videos` is none
     for _ in range(depth):
@@ -100,7 +101,7 @@ def gate_kernel(
             score = -sqrt_rn(fold(dot, SITES))
         else:
             score = cosine(fold(dot, SITES), fold(norm_a, SITES), fold(norm_b, SITES), tl.cast(eps, ACC))
-        joins = known & (score > threshold) & ((refresh == 0) | ((before + t) % tl.maximum(refresh, 1) != 0))
+        joins = known & (score > threshold) & ((before + t) % refresh != 0)
         tl.store(similarity + s, tl.where(known, score, float("-inf")), mask=active)
         tl.store(keep + s, (joins == 0).to(tl.uint8), mask=active)
         if REFERENCE == "run_mean":
@@ -155,7 +156,7 @@ def temporal_gate(
         gate_kernel[(triton.cdiv(sites, SITES),)](
             tokens, cu_seqlens, tokens_per_frame, frame.clamp(max=sites).cumsum(0), limit, *state,
             keep.view(torch.uint8), similarity, next_rows, next_weight, rows, D, tokens.stride(0), videos, sites,
-            videos.bit_length(), eps, refresh, REFERENCE=reference, L2=metric == "l2",
+            videos.bit_length(), eps, refresh or NEVER, REFERENCE=reference, L2=metric == "l2",
             ACC=tl.float64 if dtype == torch.float64 else tl.float32, SITES=SITES, num_warps=2, enable_fp_fusion=False,
         )  # fmt: skip
     return keep, similarity, next_rows, next_weight, steps if state_step is None else steps + state_step.clamp(min=0)

@@ -81,6 +81,15 @@ struct DotAndNorm {  // a·b and |b|²
     sums[1] = add_rn(sums[1], mul_rn(b, b));
   }
 };
+struct DotAndNorms {  // a·b, |a|² and |b|²
+  static constexpr int kSums = 3;
+  template <class A>
+  VTOK_DEVICE void add(A a, A b, A (&sums)[3]) {
+    sums[0] = add_rn(sums[0], mul_rn(a, b));
+    sums[1] = add_rn(sums[1], mul_rn(a, a));
+    sums[2] = add_rn(sums[2], mul_rn(b, b));
+  }
+};
 struct SquaredDistance {  // |a - b|²
   static constexpr int kSums = 1;
   template <class A>

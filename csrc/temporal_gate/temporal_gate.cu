@@ -38,17 +38,17 @@ Outputs temporal_gate(const Tensor& tokens, const Tensor& cu_seqlens, const Tens
   dispatch_float(tokens.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulator_t<T>;
-    check_launch("temporal_gate",
-                 temporal_gate_launch<T>(
-                     static_cast<const T*>(source.const_data_ptr()), rows, source.stride(0), D, indices(bounds),
-                     indices(frames), videos, sites, threshold, reference == "previous", reference == "run_mean",
-                     metric == "l2", eps, refresh,
-                     state_rows ? static_cast<const A*>(old_rows.const_data_ptr()) : nullptr,
-                     state_weight ? static_cast<const float*>(old_weight.const_data_ptr()) : nullptr,
-                     state_step ? indices(old_step) : nullptr, static_cast<uint8_t*>(keep.mutable_data_ptr()),
-                     static_cast<A*>(similarity.mutable_data_ptr()), static_cast<A*>(next_rows.mutable_data_ptr()),
-                     static_cast<float*>(next_weight.mutable_data_ptr()), mutable_indices(next_step),
-                     mutable_indices(workspace), scope.stream()));
+    check_launch(
+        "temporal_gate",
+        temporal_gate_launch<T>(
+            static_cast<const T*>(source.const_data_ptr()), rows, source.stride(0), D, indices(bounds), indices(frames),
+            videos, sites, threshold, reference == "previous", reference == "run_mean", metric == "l2", eps, refresh,
+            state_rows ? static_cast<const A*>(old_rows.const_data_ptr()) : nullptr,
+            state_weight ? static_cast<const float*>(old_weight.const_data_ptr()) : nullptr,
+            state_step ? indices(old_step) : nullptr, static_cast<uint8_t*>(keep.mutable_data_ptr()),
+            static_cast<A*>(similarity.mutable_data_ptr()), static_cast<A*>(next_rows.mutable_data_ptr()),
+            static_cast<float*>(next_weight.mutable_data_ptr()), mutable_indices(next_step), mutable_indices(workspace),
+            scope.stream()));
   });
   return {keep, similarity, next_rows, next_weight, next_step};
 }

@@ -12,19 +12,10 @@ namespace vtok {
 constexpr int kGateThreads = 256;  // of launch 1
 constexpr int kGateAhead = 2;      // rows on their way from memory
 
-// Warps of a block at most; longer rows are taken in several parts, with the reference in next_rows.
-template <class A>
-constexpr int kGateWarps = 64 / sizeof(A);
-
-struct DotAndNorms {  // a·b, |a|² and |b|²
-  static constexpr int kSums = 3;
-  template <class A>
-  VTOK_DEVICE void add(A a, A b, A (&sums)[3]) {
-    sums[0] = add_rn(sums[0], mul_rn(a, b));
-    sums[1] = add_rn(sums[1], mul_rn(a, a));
-    sums[2] = add_rn(sums[2], mul_rn(b, b));
-  }
-};
+// Warps of a block at most: half of them where rows are read value by value, which takes registers. Longer rows are
+// taken in several parts, with the reference in next_rows.
+template <class A, bool kPlain>
+constexpr int kGateWarps = (kPlain ? 64 : 32) / sizeof(A);
 
 template <class T>
 struct TemporalGateArgs {
@@ -35,7 +26,7 @@ struct TemporalGateArgs {
   int64_t videos, sites;
   A threshold, eps;
   int64_t refresh;
-  bool previous;
+  bool previous, mean;        // what a row is compared with; neither: the one that opened the run
   const A* state_rows;        // [sites, D]
   const float* state_weight;  // [sites]
   const int64_t* state_step;  // [videos], or null: all videos start anew
@@ -89,14 +80,14 @@ __global__ void __launch_bounds__(kGateThreads) temporal_gate_layout_kernel(Temp
 // A site's walk, in shared memory: rows first, first + stride, ...
 struct alignas(16) TemporalGateSite {
   int64_t first, stride, frames;
-  int64_t phase;  // of the first frame, in the cycle of refreshes
+  int64_t phase;  // of the first frame in the cycle of refreshes, whose phase is 0; 1 where there is none
   float weight;   // rows in the run that is open at the start; 0: nothing to compare with
 };
 
 // Fills in a site, by one warp: it searches 32 videos at a time for the last one that begins there or earlier.
 template <class T>
 VTOK_DEVICE void find_site(const TemporalGateArgs<T>& args, int64_t site, TemporalGateSite& out) {
-  int64_t v = 0, high = site < args.sites ? args.videos + 1 : 1;
+  int64_t v = 0, high = args.videos + 1;
   while (high - v > 1) {
     const int64_t step = (high - v + kWarp - 1) / kWarp, probe = v + step * (threadIdx.x + 1);
     const int passed = __popc(__ballot_sync(kFullMask, probe < high && args.site_begin[probe] <= site));
@@ -104,25 +95,23 @@ VTOK_DEVICE void find_site(const TemporalGateArgs<T>& args, int64_t site, Tempor
     high = v + step < high ? v + step : high;
   }
   if (threadIdx.x != 0) return;
-  out = TemporalGateSite{0, 0, 0, 0, 0};
-  if (site >= args.sites || v >= args.videos) return;
+  out = TemporalGateSite{0, 0, 0, 1, 0};
+  if (v >= args.videos) return;
   const int64_t place = site - args.site_begin[v], begin = video_begin(args, v), step = frames_before(args, v);
   const int64_t left = video_begin(args, v + 1) - begin - place, frame = args.tokens_per_frame[v];
   out.first = begin + place;
   out.stride = frame;
   out.frames = left > 0 ? (left - 1) / frame + 1 : 0;
-  out.phase = args.refresh > 0 ? step % args.refresh : 0;
+  if (args.refresh > 0) out.phase = step % args.refresh;
   if (step > 0 && args.state_weight[site] > 0) out.weight = args.state_weight[site];
 }
 
 // The mean of a run's rows, from their sum.
 template <class A>
-VTOK_DEVICE Fragment<A> over(const Fragment<A>& sum, A weight) {
-  Fragment<A> mean;
+VTOK_DEVICE void divide(Fragment<A>& sum, A weight) {
 #pragma unroll
   for (int step = 0; step < kCanonicalSteps; ++step)
-    mean.words[step] = {div_rn(sum.words[step].x, weight), div_rn(sum.words[step].y, weight)};
-  return mean;
+    sum.words[step] = {div_rn(sum.words[step].x, weight), div_rn(sum.words[step].y, weight)};
 }
 
 // The row opens the run, or is added to it.
@@ -136,10 +125,10 @@ VTOK_DEVICE void advance(Fragment<A>& run, const Fragment<T>& row, bool adds) {
   }
 }
 
-// A block takes a site. kMean: the reference is the sum of the run's rows, and compared over its weight. kPlain: rows are
-// aligned to pairs of values, of even length, and taken in one part.
-template <class T, class Terms, bool kMean, bool kPlain>
-__global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
+// A block takes a site; "1": to fit in one more, ptxas would spill a register or two. kPlain: rows are aligned to pairs
+// of values, of even length, and taken in one part.
+template <class T, class Terms, bool kPlain>
+__global__ void __launch_bounds__(kGateWarps<accumulator_t<T>, kPlain>* kWarp, 1)
     temporal_gate_kernel(TemporalGateArgs<T> args, int needed_parts) {
   using A = accumulator_t<T>;
   struct Decided {
@@ -164,9 +153,9 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
     return static_cast<int>(count < kCanonicalSegment ? count : kCanonicalSegment);
   };
   const auto load_row = [&](int64_t t, int part, Fragment<T>& out) {
-    const int count = t < walk.frames ? left(part) : 0;
-    const int64_t s = walk.first + t * walk.stride;
-    load_fragment<kPlain>(count > 0 ? args.tokens + s * args.stride + column(part) : args.tokens, count, out);
+    const bool any = t < walk.frames && left(part) > 0;
+    load_fragment<kPlain>(any ? args.tokens + (walk.first + t * walk.stride) * args.stride + column(part) : args.tokens,
+                          any ? left(part) : 0, out);
   };
   const auto load_run = [&](const A* from, int part, Fragment<A>& out) {
     load_fragment<kPlain>(left(part) > 0 ? from + site * args.D + column(part) : from, left(part), out);
@@ -176,6 +165,12 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
   };
 
   Fragment<A> run{};
+  const auto take = [&](int64_t t, int part, Fragment<T>& row) {  // nothing lies in registers for more than a part
+    if (parts == 1) return;
+    load_row(t, part, row);
+    load_run(args.next_rows, part, run);
+  };
+#pragma unroll 1
   for (int part = 0; part < parts; ++part) {
     if (walk.weight > 0) load_run(args.state_rows, part, run);
     if (parts > 1) store_run(part, run);
@@ -184,6 +179,7 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
 #pragma unroll
   for (int i = 0; i < kGateAhead; ++i) load_row(i, 0, ahead[i]);
   float weight = walk.weight;
+  int64_t phase = walk.phase;
   for (int64_t base = 0; base < walk.frames; base += kGateAhead) {
 #pragma unroll
     for (int i = 0; i < kGateAhead; ++i) {
@@ -192,12 +188,12 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
       Fragment<T> row = ahead[i];
       if (parts == 1) load_row(t + kGateAhead, 0, ahead[i]);
       Two<A> total[Terms::kSums] = {};
+#pragma unroll 1
       for (int part = 0; part < parts; ++part) {
-        if (parts > 1) {
-          load_row(t, part, row);
-          load_run(args.next_rows, part, run);
-        }
-        add_segment<Terms>(kMean ? over(run, static_cast<A>(weight)) : run, row, stage[warp]);
+        take(t, part, row);
+        Fragment<A> reference = run;
+        if (args.mean) divide(reference, static_cast<A>(weight));
+        add_segment<Terms>(reference, row, stage[warp]);
         __syncthreads();
         // One warp adds up and folds a sum, and a second barrier hands it to all: were every warp to fold for itself, a
         // row of seven segments would be read from shared memory seven times.
@@ -217,16 +213,14 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
         if constexpr (Terms::kSums == 1) similarity = -sqrt_rn(decided.sums[0]);
         else similarity = canonical_cosine(decided.sums[0], decided.sums[1], decided.sums[2], args.eps);
       }
-      const bool refreshed = args.refresh > 0 && (walk.phase + t) % args.refresh == 0;
-      const bool joins = weight > 0 && similarity > args.threshold && !refreshed;
+      const bool joins = weight > 0 && similarity > args.threshold && phase != 0;
+      phase = phase + 1 == args.refresh ? 0 : phase + 1;
       const int64_t s = walk.first + t * walk.stride;
       if (warp == 0 && lane == 0) args.keep[s] = !joins, args.similarity[s] = similarity;
-      for (int part = 0; part < parts && (kMean || args.previous || !joins); ++part) {
-        if (parts > 1) {
-          load_row(t, part, row);
-          load_run(args.next_rows, part, run);
-        }
-        advance(run, row, kMean && joins);
+#pragma unroll 1
+      for (int part = 0; part < parts && (args.mean || args.previous || !joins); ++part) {
+        take(t, part, row);
+        advance(run, row, args.mean && joins);
         if (parts > 1) store_run(part, run);
       }
       weight = joins ? weight + 1 : 1;
@@ -236,23 +230,27 @@ __global__ void __launch_bounds__(kGateWarps<accumulator_t<T>>* kWarp)
   if (warp == 0 && lane == 0) args.next_weight[site] = weight;
 }
 
-template <class T, class Terms, bool kMean>
+template <class T, class Terms, bool kPlain>
+cudaError_t temporal_gate_walk(const TemporalGateArgs<T>& args, int64_t segments, cudaStream_t stream) {
+  using A = accumulator_t<T>;
+  const int64_t parts = ceil_div(segments, kGateWarps<A, kPlain>), warps = ceil_div(segments, parts);
+  return VTOK_LAUNCH((temporal_gate_kernel<T, Terms, kPlain>), dim3(args.sites), dim3(kWarp, warps),
+                     warps * sizeof(SegmentLanes<Terms, A>), stream, args, static_cast<int>(parts));
+}
+
+template <class T, class Terms>
 cudaError_t temporal_gate_sites(const TemporalGateArgs<T>& args, cudaStream_t stream) {
   using A = accumulator_t<T>;
   const int64_t segments = args.D > 0 ? ceil_div(args.D, kCanonicalSegment) : 1;
-  const int64_t parts = ceil_div(segments, kGateWarps<A>), warps = ceil_div(segments, parts);
-  const size_t shared = warps * sizeof(SegmentLanes<Terms, A>);
-  const dim3 grid(args.sites), block(kWarp, warps);
   const bool pairs = reinterpret_cast<uint64_t>(args.tokens) % sizeof(Two<T>) == 0 &&
                      reinterpret_cast<uint64_t>(args.state_rows) % sizeof(Two<A>) == 0 && args.stride % 2 == 0;
-  const int needed = static_cast<int>(parts);
-  return pairs && args.D % 2 == 0 && parts == 1
-             ? VTOK_LAUNCH((temporal_gate_kernel<T, Terms, kMean, true>), grid, block, shared, stream, args, needed)
-             : VTOK_LAUNCH((temporal_gate_kernel<T, Terms, kMean, false>), grid, block, shared, stream, args, needed);
+  return pairs && args.D % 2 == 0 && segments <= kGateWarps<A, true>
+             ? temporal_gate_walk<T, Terms, true>(args, segments, stream)
+             : temporal_gate_walk<T, Terms, false>(args, segments, stream);
 }
 
-// Everything defined of the outputs: keep [rows], similarity [rows], next_rows [sites, D], next_weight [sites], next_step
-// [videos]. workspace: videos + 1 numbers. state_step may be null, the other two then too.
+// Everything defined of the outputs: keep [rows], similarity [rows], next_rows [sites, D], next_weight [sites],
+// next_step [videos]. workspace: videos + 1 numbers. state_step may be null, the other two then too.
 template <class T>
 cudaError_t temporal_gate_launch(const T* tokens, int64_t rows, int64_t stride, int64_t D, const int64_t* cu_seqlens,
                                  const int64_t* tokens_per_frame, int64_t videos, int64_t sites, double threshold,
@@ -262,19 +260,33 @@ cudaError_t temporal_gate_launch(const T* tokens, int64_t rows, int64_t stride, 
                                  accumulator_t<T>* next_rows, float* next_weight, int64_t* next_step,
                                  int64_t* workspace, cudaStream_t stream) {
   using A = accumulator_t<T>;
-  const TemporalGateArgs<T> args{tokens, rows, stride, D, cu_seqlens, tokens_per_frame, videos, sites,
-                                 static_cast<A>(threshold), static_cast<A>(eps), refresh, previous, state_rows,
-                                 state_weight, state_step, keep, similarity, next_rows, next_weight, next_step,
+  const TemporalGateArgs<T> args{tokens,
+                                 rows,
+                                 stride,
+                                 D,
+                                 cu_seqlens,
+                                 tokens_per_frame,
+                                 videos,
+                                 sites,
+                                 static_cast<A>(threshold),
+                                 static_cast<A>(eps),
+                                 refresh,
+                                 previous,
+                                 mean,
+                                 state_rows,
+                                 state_weight,
+                                 state_step,
+                                 keep,
+                                 similarity,
+                                 next_rows,
+                                 next_weight,
+                                 next_step,
                                  workspace};
   const int64_t blocks = ceil_div(rows, 4 * kGateThreads), most = 1024;
   const dim3 grid(blocks < 1 ? 1 : blocks < most ? blocks : most);
-  const cudaError_t error =
-      VTOK_LAUNCH(temporal_gate_layout_kernel<T>, grid, dim3(kGateThreads), 0, stream, args);
+  const cudaError_t error = VTOK_LAUNCH(temporal_gate_layout_kernel<T>, grid, dim3(kGateThreads), 0, stream, args);
   if (error != cudaSuccess || sites == 0) return error;
-  if (l2) return mean ? temporal_gate_sites<T, SquaredDistance, true>(args, stream)
-                      : temporal_gate_sites<T, SquaredDistance, false>(args, stream);
-  return mean ? temporal_gate_sites<T, DotAndNorms, true>(args, stream)
-              : temporal_gate_sites<T, DotAndNorms, false>(args, stream);
+  return l2 ? temporal_gate_sites<T, SquaredDistance>(args, stream) : temporal_gate_sites<T, DotAndNorms>(args, stream);
 }
 
 VTOK_HOST_EXPORT("temporal_gate_float32", temporal_gate_launch<float>)

@@ -16,7 +16,7 @@ import vtok
 from vtok.ops import _canonical
 from vtok.ops._rooms import ROOMS
 
-from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, same_bits, to_numpy
+from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, same_bits, strided, to_numpy
 
 gate = vtok.ops.temporal_gate
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -75,8 +75,8 @@ def cases() -> list[Case]:
         Case("planted-l2", (planted(), *ONE, -30.0), {"metric": "l2"}),
         Case("static", (clip(66, torch.float16, 1).expand(15, 66), *ONE, 0.99), {"reference": "run_mean"}),
         Case("eps", (clip(16, torch.float32), *RAGGED, 0.4), {"eps": 32.0}),
-        Case("all", (clip(16, torch.float32), *RAGGED, math.inf)),
-        Case("first-frames", (clip(16, torch.float32), *RAGGED, -math.inf)),
+        Case("all", (clip(16, torch.float32), *RAGGED, math.inf), {"eps": 1e-6}),
+        Case("first-frames", (clip(16, torch.float32), *RAGGED, -math.inf), {"eps": 1e-7}),
         Case("no-videos", (clip(8, torch.float32, 3), *layout(), 0.5)),
         Case("no-rows", (torch.empty(0, 8), *layout((0, 2)), 0.5), state(2, 8, [3])),
         Case("no-columns", (torch.empty(6, 0), *layout((6, 2)), 0.5), state(2, 0, [1])),
@@ -189,14 +189,12 @@ def test_slow_drift():
     assert gate(x, *one, threshold, reference="run_mean")[0].nonzero()[:, 0].tolist() == [0, 7, 14]
 
 
-@pytest.mark.parametrize("metric, threshold", [("cosine", 0.6), ("l2", -11.5)])
+@pytest.mark.parametrize("metric, threshold", [("cosine", 0.6), ("l2", -12.6)])
 def test_run_mean_against_float64(metric, threshold):
     """Float64 re-runs the rule along the op's own choices; each must be right within the similarity's tolerance."""
     T, n, D = 30, 5, 96
     x = clip(D, torch.bfloat16, T * n)
-    keep, similarity, rows, weight, step = gate(
-        x, *layout((T * n, n)), threshold, reference="run_mean", metric=metric
-    )
+    keep, similarity, rows, weight, step = gate(x, *layout((T * n, n)), threshold, reference="run_mean", metric=metric)
     for i in range(n):
         run: list[torch.Tensor] = []
         for t, row in enumerate(x.double()[i::n]):
@@ -273,6 +271,12 @@ def test_one_video_of_a_batch_starts_anew():
     assert not similarity[12:].isinf().any()
 
 
+def test_strides_of_the_state_do_not_matter():
+    x, one, old = clip(20, torch.float32, 12), layout((12, 3)), state(3, 20, [2])
+    apart = {name: strided(value) for name, value in old.items()}
+    assert all_same(gate(x, *one, 0.5, **apart), gate(x, *one, 0.5, **old))
+
+
 def test_the_state_given_is_left_as_it_is():
     x, old = clip(20, torch.float32, 12), state(3, 20, [2])
     before = {name: value.clone() for name, value in old.items()}
@@ -323,12 +327,12 @@ def test_any_layout(host_kernels, videos, D, beyond, reference, refresh):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_threads_share_the_sites(threads, reference):
-    x, one = clip(130, torch.float32, 3000), layout((1300, 13), (900, 600), (800, 1))
+    x, one = clip(130, torch.float32, 1400), layout((400, 13), (900, 600), (100, 1))
+    want = ROOMS["temporal_gate"].reference(x, *one, 0.5, reference=reference)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = gate(x, *one, 0.5, reference=reference)
-        assert all_same(got, ROOMS["temporal_gate"].reference(x, *one, 0.5, reference=reference))
+        assert all_same(gate(x, *one, 0.5, reference=reference), want)
     finally:
         torch.set_num_threads(before)
 
@@ -369,7 +373,7 @@ def test_no_layout_leads_outside_a_tensor(host_kernels, videos, first, sites):
 
 
 def test_sites_that_are_missing_or_too_many(host_kernels):
-    """Where the sum cannot be looked at: rows of sites that are missing are kept, sites that are too many stay empty."""
+    """Where the sum cannot be seen: rows of sites that are missing are kept, sites that are too many stay empty."""
     x, (cu, n, _) = clip(6, torch.float32, 20), layout((12, 3), (8, 2))
     want = gate(x, cu, n, 5, 0.0)
     got = host(host_kernels, x, cu, n, 2, 0.0)
