@@ -1,4 +1,4 @@
-"""temporal_gate in Triton: a program walks two sites through time. What a row is compared with is an earlier row of its
+"""temporal_gate in Triton: a program walks a site through time. What a row is compared with is an earlier row of its
 site, read again from the L2 cache, or lies in next_rows: the state's row, or the run's sum."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import triton.language as tl
 from vtok.ops import _canonical, _rooms
 from vtok.triton_kernels._canonical import LANES, SEGMENT, STEPS, cosine, div_rn, fold, sqrt_rn
 
-SITES = 2  # of a program
+SITES = 1  # of a program
 NEVER = 1 << 62  # as a refresh: it falls on frame 0 alone, which is kept anyway
 
 
