@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from vtok import _load
 from vtok.ops._rooms import ROOMS
@@ -94,8 +95,8 @@ def test_errors_say_the_same_everywhere(op):
             assert str(caught.value) == error.message
         if not error.only_cpu:
             with torch._subclasses.FakeTensorMode() as mode, pytest.raises(RuntimeError) as caught:
-                fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in error.args]
-                op_of(op)(*fakes, **error.kwargs)
+                args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (error.args, error.kwargs))
+                op_of(op)(*args, **kwargs)
             assert error.message in str(caught.value)
 
 

@@ -56,6 +56,22 @@ VTOK_DEVICE void load_fragment(const T* from, int left, Fragment<T>& out) {
   }
 }
 
+// The inverse of load_fragment.
+template <bool kPairs, class T>
+VTOK_DEVICE void store_fragment(const Fragment<T>& from, int left, T* to) {
+#pragma unroll
+  for (int step = 0; step < kCanonicalSteps; ++step) {
+    const int i = step * kCanonicalLanes;
+    const auto two = bit_cast<Two<T>>(from.words[step]);
+    if constexpr (kPairs) {
+      if (i < left) *reinterpret_cast<Two<T>*>(to + i) = two;
+    } else {
+      if (i < left) to[i] = two.x;
+      if (i + 1 < left) to[i + 1] = two.y;
+    }
+  }
+}
+
 // What a pair of values adds to which sums.
 struct DotAndNorm {  // a·b and |b|²
   static constexpr int kSums = 2;
@@ -63,6 +79,15 @@ struct DotAndNorm {  // a·b and |b|²
   VTOK_DEVICE void add(A a, A b, A (&sums)[2]) {
     sums[0] = add_rn(sums[0], mul_rn(a, b));
     sums[1] = add_rn(sums[1], mul_rn(b, b));
+  }
+};
+struct DotAndNorms {  // a·b, |a|² and |b|²
+  static constexpr int kSums = 3;
+  template <class A>
+  VTOK_DEVICE void add(A a, A b, A (&sums)[3]) {
+    sums[0] = add_rn(sums[0], mul_rn(a, b));
+    sums[1] = add_rn(sums[1], mul_rn(a, a));
+    sums[2] = add_rn(sums[2], mul_rn(b, b));
   }
 };
 struct SquaredDistance {  // |a - b|²
@@ -80,12 +105,13 @@ struct SegmentLanes {
   Two<A> sums[Terms::kSums][kWarp];
 };
 
-template <class Terms, class T>
-VTOK_DEVICE void add_segment(const Fragment<T>& a, const Fragment<T>& b, SegmentLanes<Terms, accumulator_t<T>>& lanes) {
+template <class Terms, class A, class T>
+VTOK_DEVICE void add_segment(const Fragment<A>& a, const Fragment<T>& b, SegmentLanes<Terms, accumulator_t<T>>& lanes) {
   accumulator_t<T> x[Terms::kSums] = {}, y[Terms::kSums] = {};
 #pragma unroll
   for (int step = 0; step < kCanonicalSteps; ++step) {
-    const auto a_two = bit_cast<Two<T>>(a.words[step]), b_two = bit_cast<Two<T>>(b.words[step]);
+    const auto a_two = bit_cast<Two<A>>(a.words[step]);
+    const auto b_two = bit_cast<Two<T>>(b.words[step]);
     Terms::add(widen(a_two.x), widen(b_two.x), x);
     Terms::add(widen(a_two.y), widen(b_two.y), y);
   }

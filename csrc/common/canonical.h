@@ -79,6 +79,15 @@ struct DotAndNorm {  // a·b and |b|²
     sums[1] = sums[1] + b * b;
   }
 };
+struct DotAndNorms {  // a·b, |a|² and |b|²
+  static constexpr int kSums = 3;
+  template <class V>
+  static inline void add(V (&sums)[3], V a, V b) {
+    sums[0] = sums[0] + a * b;
+    sums[1] = sums[1] + a * a;
+    sums[2] = sums[2] + b * b;
+  }
+};
 struct SquaredDistance {  // |a - b|²
   static constexpr int kSums = 1;
   template <class V>
