@@ -14,6 +14,7 @@ from test_cli import moving_square, save
 SAYS = {
     "ops_in_forward.py": ["tokens (480, 64), kept [72, 48], rows (120, 64)", "eager equals compiled"],
     "live_camera.py clip.mkv": ["8 frames: 26 of 96 patches, the last in frame 7", "2 frames: 4 of 24 patches"],
+    "gated_tower.py": ["3136 of 3136 patches", "100.0% of the whole", " 24.3% of the whole", "equals the plain tower"],
 }
 
 
