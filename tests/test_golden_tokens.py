@@ -1,0 +1,51 @@
+"""The token methods against what the originals returned (golden/tokens)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vtok import compress
+from vtok.methods import dtd
+
+GOLDEN = Path(__file__).with_name("golden")
+FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke")]
+CASES = {case["name"]: case for file in FILES for case in json.loads(file.read_text())["cases"]}
+
+
+def named(prefix):
+    return [name for name in CASES if name.startswith(prefix)]
+
+
+def arrays(name):
+    golden = np.load(GOLDEN / CASES[name]["file"], allow_pickle=False)
+    tensors = {key: torch.from_numpy(golden[key]) for key in golden.files}
+    for side in ("inputs", "outputs"):
+        for key, told in CASES[name][side].items():
+            if "bfloat16" in told["dtype"]:
+                tensors[key] = tensors[key].view(torch.bfloat16)
+    return tensors, CASES[name]["params"]
+
+
+@pytest.mark.parametrize("name", named("dtd_feature"))
+def test_dtd(name):
+    golden, params = arrays(name)
+    steps, h, w = params["T"], params["h"], params["w"]
+    amount = {"threshold": params["threshold"]}
+    if not params["absolute"]:
+        amount = {"budget": [[h * w] + [dtd.relative_rows(h * w, params["threshold"])] * (steps - 1)]}
+    packed = compress(golden["in_x"], [(steps, h, w)], method="dtd", **amount).trim()
+    assert torch.equal(packed.mask.view(steps, -1), golden["out_mask"])
+    assert torch.equal(packed.values, golden["in_x"][packed.index])
+
+
+@pytest.mark.parametrize("name", named("dycoke"))
+def test_dycoke(name):
+    golden, params = arrays(name)
+    grid = (params["frames"], 1, params["tokens_per_frame"])
+    packed = compress(golden["in_x"], [grid], method="dycoke", drop=params["drop_fraction"], compat="dycoke")
+    assert torch.equal(packed.index, golden["out_index"].sort().values)
