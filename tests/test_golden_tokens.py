@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from vtok import compress
-from vtok.methods import dtd
+from vtok import Layout, compress
+from vtok.methods import dtd, vidcom2
 
 GOLDEN = Path(__file__).with_name("golden")
-FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke")]
+FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "vidcom2")]
 CASES = {case["name"]: case for file in FILES for case in json.loads(file.read_text())["cases"]}
 
 
@@ -49,3 +49,25 @@ def test_dycoke(name):
     grid = (params["frames"], 1, params["tokens_per_frame"])
     packed = compress(golden["in_x"], [grid], method="dycoke", drop=params["drop_fraction"], compat="dycoke")
     assert torch.equal(packed.index, golden["out_index"].sort().values)
+
+
+@pytest.mark.parametrize("name", named("vidcom2_ref"))
+def test_vidcom2_of_the_authors(name):
+    golden, params = arrays(name)
+    layout = Layout.from_grid([(params["T"], 1, params["tokens_per_frame"])])
+    mask = vidcom2.reference_mask(golden["in_x"], layout, params["retention"])
+    packed = compress(golden["in_x"], layout, scores=mask.float(), threshold=0.5).trim()
+    assert torch.equal(packed.index, golden["out_index"])
+    assert torch.equal(packed.frame_counts, golden["out_per_frame"])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", named("vidcom2_vllm"))
+def test_vidcom2_of_vllm(name, exact):
+    golden, params = arrays(name)
+    t, h, w = params["thw"]
+    layout, q = Layout.from_grid([params["thw"]], params["spatial_merge_size"]), params["q"]
+    rows = vidcom2.vllm_rows(t, layout.total // t, q)
+    assert rows == golden["out_count"]
+    packed = compress(golden["in_x"], layout, budget=rows, method="vidcom2", share=1 - q if exact else None)
+    assert torch.equal(packed.mask, golden["out_mask"])

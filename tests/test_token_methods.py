@@ -9,7 +9,7 @@ import torch
 
 import vtok
 from vtok import Compressor, Layout, compress
-from vtok.methods import dtd
+from vtok.methods import dtd, vidcom2
 
 GRIDS = [(7, 2, 3), (0, 2, 2), (1, 3, 2), (6, 1, 5), (3, 2, 2)]
 
@@ -52,7 +52,7 @@ def one_graph(**settings):
     """The method as one graph over growing sizes, without a recompile."""
     torch._dynamo.reset()
     call = lambda x, g: compress(x, g, **settings)  # noqa: E731
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         for grids in ([(3, 2, 4), (2, 2, 2)], [(5, 4, 4), (6, 2, 6), (3, 2, 2)]):
             layout = Layout.from_grid(grids, extra_rows=1)
@@ -126,3 +126,81 @@ def test_dycoke_within_another_budget_and_errors():
         compress(tokens)
     with pytest.raises(Exception, match="expected a budget inside a graph: method 'dycoke'"):
         torch.compile(lambda x: compress(x, method="dycoke"), backend="eager", fullgraph=True)(tokens)
+
+
+def vidcom2_frames(x, share):
+    """Redundancy [T][n] of one video in float64, and the rows that each frame keeps."""
+    x = x.double()
+    t, n, d = x.shape
+    fine = x.isfinite().all(-1)
+    rows = x[fine]
+    low = rows.var(0, correction=0).argsort(stable=True)[: max(1, d // 2)]
+    f = torch.nn.functional.normalize(x[..., low], dim=-1)
+
+    def near(a, centre):
+        return float(sum(math.exp(-float((a - centre).square().sum()) / (2 * s)) for s in (0.125, 0.25, 0.5, 1, 2)))
+
+    middle = f[fine].mean(0)
+    to_video = [[near(f[a, i], middle) if fine[a, i] else math.nan for i in range(n)] for a in range(t)]
+    red = [[to_video[a][i] + near(f[a, i], f[a][fine[a]].mean(0)) if fine[a, i] else math.nan for i in range(n)]
+           for a in range(t)]  # fmt: skip
+    far = torch.tensor([-sum(v for v in row if v == v) / max(1, sum(v == v for v in row)) for row in to_video])
+    far[~fine.any(1)] = -math.inf
+    p = ((far - far.max()) / 0.01).softmax(0)
+    k = [min(max(round(min(1.0, share * (1 + float(p[a] - p.mean()))) * n), 1), n) for a in range(t)]
+    return red, [first_k([-v for v in red[a]], k[a]) for a in range(t)]
+
+
+def vidcom2_clip(extra=0, channels=12):
+    tokens, start = torch.randn(sum(t * h * w + extra for t, h, w in GRIDS), channels), 0
+    tokens += 2
+    tokens[3] = tokens[1]  # a tie
+    tokens[:6] += torch.randn(12)  # an unusual frame
+    tokens[8, 2], tokens[9] = math.nan, 0
+    return tokens
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("budget", [0.25, 0.6, 4, 1, [40, 0, 3, 17, 1]], ids=str)
+def test_vidcom2(budget, extra):
+    tokens, kept, layout = vidcom2_clip(extra), [], Layout.from_grid(GRIDS, extra_rows=extra)
+    rows = vtok.plan(GRIDS, budget=budget)
+    for (start, (t, h, w), x), k in zip(videos(tokens, GRIDS, extra), rows, strict=True):
+        if t:
+            red, within = vidcom2_frames(x, k / (t * h * w))
+            key = [(i not in within[a], math.isnan(red[a][i]), red[a][i], a * h * w + i)
+                   for a in range(t) for i in range(h * w)]  # fmt: skip
+            key = [(True, True, 0, at) if nan else (out, nan, r, at) for out, nan, r, at in key]
+            kept += [start + at for at in sorted(at for *_, at in sorted(key)[:k])]
+        kept += [start + t * h * w + i for i in range(extra)]
+    packed = compress(tokens, layout, budget=budget, method="vidcom2")
+    assert packed.index.tolist() == kept
+    for v, alone in enumerate(packed.split()):  # to the bit what the video gives by itself
+        part = tokens[layout.cu_seqlens[v] : layout.cu_seqlens[v + 1]]
+        if rows[v]:
+            again = compress(part, [GRIDS[v]], extra_rows=extra, budget=rows[v], method="vidcom2")
+            assert torch.equal(again.index, alone.index)
+            assert torch.equal(again.scores.nan_to_num(1), alone.scores.nan_to_num(1))
+
+
+def test_vidcom2_of_the_authors_in_a_batch():
+    tokens, layout, kept = vidcom2_clip(1), Layout.from_grid(GRIDS, extra_rows=1), []
+    for start, (t, h, w), x in videos(tokens, GRIDS, 1):
+        if t:
+            kept += [start + a * h * w + i for a, row in enumerate(vidcom2_frames(x, 0.4)[1]) for i in row]
+    assert vidcom2.reference_mask(tokens, layout, 0.4).nonzero()[:, 0].tolist() == kept
+
+
+def test_vidcom2_at_the_ends():
+    one = torch.randn(1, 1, 6, 8)
+    assert compress(one, budget=4, method="vidcom2").values.shape == (4, 8)
+    still = torch.randn(1, 1, 6, 8).repeat(1, 5, 1, 1)
+    assert compress(still, budget=10, method="vidcom2").frame_counts.tolist() == [2] * 5
+    nothing = torch.full((1, 3, 2, 4), math.nan)
+    assert compress(nothing, budget=3, method="vidcom2").index.tolist() == [0, 1, 2]
+    assert compress(torch.randn(1, 0, 2, 4), budget=3, method="vidcom2").index.shape == (0,)
+    assert vidcom2.reference_mask(torch.randn(2, 4), Layout.from_grid([(0, 1, 1)], extra_rows=2), 0.5).sum() == 0
+    assert [vidcom2.vllm_rows(16, 240, q) for q in (0.9, 0.999, 0.0)] == [383, 16, 3840]
+    with pytest.raises(ValueError, match="method 'vidcom2': expected a budget, got a threshold"):
+        compress(one, threshold=0.5, method="vidcom2")
+    one_graph(method="vidcom2", budget=7), one_graph(method="vidcom2", budget="30%")
