@@ -13,7 +13,7 @@ from vtok import Layout, compress
 from vtok.methods import dtd, vidcom2
 
 GOLDEN = Path(__file__).with_name("golden")
-FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "vidcom2")]
+FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "longvu_stc", "vidcom2")]
 CASES = {case["name"]: case for file in FILES for case in json.loads(file.read_text())["cases"]}
 
 
@@ -65,9 +65,17 @@ def test_vidcom2_of_the_authors(name):
 @pytest.mark.parametrize("name", named("vidcom2_vllm"))
 def test_vidcom2_of_vllm(name, exact):
     golden, params = arrays(name)
-    t, h, w = params["thw"]
     layout, q = Layout.from_grid([params["thw"]], params["spatial_merge_size"]), params["q"]
-    rows = vidcom2.vllm_rows(t, layout.total // t, q)
+    rows = vidcom2.vllm_rows(layout.frames, layout.sites, q)
     assert rows == golden["out_count"]
     packed = compress(golden["in_x"], layout, budget=rows, method="vidcom2", share=1 - q if exact else None)
     assert torch.equal(packed.mask, golden["out_mask"])
+
+
+@pytest.mark.parametrize("name", named("longvu_stc"))
+def test_longvu_stc(name):
+    golden, params = arrays(name)
+    settings = {"threshold": params["drop_threshold"], "block": params["chunk"], "most": params["max_visual_len"]}
+    grid = (params["T"], 1, params["tokens_per_frame"])
+    packed = compress(golden["in_x"], [grid], method="longvu_stc", **settings).trim()
+    assert torch.equal(packed.index, golden["out_index"])

@@ -152,8 +152,7 @@ def vidcom2_frames(x, share):
 
 
 def vidcom2_clip(extra=0, channels=12):
-    tokens, start = torch.randn(sum(t * h * w + extra for t, h, w in GRIDS), channels), 0
-    tokens += 2
+    tokens = torch.randn(sum(t * h * w + extra for t, h, w in GRIDS), channels) + 2
     tokens[3] = tokens[1]  # a tie
     tokens[:6] += torch.randn(12)  # an unusual frame
     tokens[8, 2], tokens[9] = math.nan, 0
@@ -204,3 +203,66 @@ def test_vidcom2_at_the_ends():
     with pytest.raises(ValueError, match="method 'vidcom2': expected a budget, got a threshold"):
         compress(one, threshold=0.5, method="vidcom2")
     one_graph(method="vidcom2", budget=7), one_graph(method="vidcom2", budget="30%")
+
+
+def longvu_kept(x, threshold, block, most):
+    """The rows [T][n] that stay of one video, by the rule with its cap."""
+    t, n, _ = x.shape
+    keep = [[True] * n for _ in range(t)]
+    if most is not None and t * n <= most:
+        return keep
+    reference = list(x[0]) if t else []
+    for f in range(t):
+        for i in range(n):
+            if f % block == 0:
+                reference[i] = x[f, i]
+                continue
+            likeness = cosine(reference[i], x[f, i])
+            keep[f][i] = not likeness >= threshold
+            if likeness.isnan():
+                reference[i] = x[f, i]
+    over = sum(map(sum, keep)) - most if most is not None else 0
+    if over <= 0:
+        return keep
+    blocks = range(0, t, block)
+    for start in blocks:
+        kept = [(f, i) for f in range(start, min(start + block, t)) for i in range(n) if keep[f][i]]
+        for f, i in kept[max(0, len(kept) - math.ceil(over / len(blocks))) :]:
+            keep[f][i] = False
+    for f, i in [(f, i) for f in range(t) for i in range(n) if keep[f][i]][most:]:
+        keep[f][i] = False
+    return keep
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("most", [None, 30, 20, 7, 1, 0])
+@pytest.mark.parametrize("block", [3, 8, 1])
+def test_longvu_stc(block, most, extra):
+    tokens, kept = clip(GRIDS, extra), []
+    for start, (t, h, w), x in videos(tokens, GRIDS, extra):
+        keep = longvu_kept(x, 0.4, block, most)
+        kept += [start + f * h * w + i for f in range(t) for i in range(h * w) if keep[f][i]]
+        kept += [start + t * h * w + i for i in range(extra)]
+    settings = {"threshold": 0.4, "block": block, "most": most}
+    packed = compress(tokens, GRIDS, extra_rows=extra, method="longvu_stc", **settings).trim()
+    assert packed.index.tolist() == kept
+    sites, starts = packed.layout.tokens_per_frame, packed.layout.cu_seqlens
+    for row, slot in enumerate(packed.assignment.tolist()):
+        video = int(packed.layout.video_of(torch.tensor([row])))
+        step = (row - int(starts[video])) // max(1, int(sites[video])) % block
+        into = row if row in kept else row - step * int(sites[video])
+        assert slot == (kept.index(into) if into in kept else -1)
+
+
+def test_longvu_stc_under_a_budget():
+    tokens = torch.randn(2, 10, 3, 8)
+    packed = compress(tokens, budget=9, method="longvu_stc", block=5)
+    assert packed.frame_counts[[0, 5, 10, 15]].tolist() == [3] * 4 and packed.values.shape[0] == 18
+    likeness = torch.stack([cosine(tokens[0, f // 5 * 5, i], tokens[0, f, i]) for f in range(10) for i in range(3)])
+    rest = [row for row in range(30) if row // 3 % 5]
+    least = sorted(rest, key=lambda row: (float(likeness[row]), row))[:3]
+    assert packed.index[:9].tolist() == sorted([0, 1, 2, 15, 16, 17, *least])
+    one_graph(method="longvu_stc", threshold=0.2, most=30), one_graph(method="longvu_stc", budget=8)
+    for text, change in {"block >= 1": {"block": 0}, "most under a threshold": {"most": 4}}.items():
+        with pytest.raises(ValueError, match=text):
+            compress(tokens, budget=9, method="longvu_stc", **change)
