@@ -13,7 +13,7 @@ from vtok import Layout, compress
 from vtok.methods import dtd, vidcom2
 
 GOLDEN = Path(__file__).with_name("golden")
-FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "longvu_stc", "vidcom2")]
+FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "framefusion", "longvu_stc", "vidcom2")]
 CASES = {case["name"]: case for file in FILES for case in json.loads(file.read_text())["cases"]}
 
 
@@ -79,3 +79,19 @@ def test_longvu_stc(name):
     grid = (params["T"], 1, params["tokens_per_frame"])
     packed = compress(golden["in_x"], [grid], method="longvu_stc", **settings).trim()
     assert torch.equal(packed.index, golden["out_index"])
+
+
+@pytest.mark.parametrize("name", named("framefusion"))
+def test_framefusion(name):
+    golden, params = arrays(name)
+    prefix, rows = params["prefix"], params["T"] * params["tokens_per_frame"]
+    tokens = golden["in_x"][prefix : prefix + rows]  # the words around them stay as they are
+    grid = (params["T"], 1, params["tokens_per_frame"])
+    packed = compress(tokens, [grid], method="framefusion", threshold=params["threshold"]).trim()
+    assert torch.equal(packed.mask, golden["out_mask"][prefix : prefix + rows])
+    want = golden.get("out_merged", golden.get("out_merged_fp32"))[prefix : prefix + len(packed.index)]
+    wide = compress(tokens.float(), [grid], method="framefusion", threshold=params["threshold"]).trim()
+    assert torch.allclose(wide.values, want, rtol=1e-5, atol=2e-5)
+    assert torch.equal(packed.values, wide.values.to(tokens.dtype))  # rounded once, at the end
+    exact = compress(tokens, [grid], method="framefusion", budget=len(packed.index), similarity=params["threshold"])
+    assert torch.equal(exact.values, packed.values) and torch.equal(exact.assignment, packed.assignment)

@@ -266,3 +266,58 @@ def test_longvu_stc_under_a_budget():
     for text, change in {"block >= 1": {"block": 0}, "most under a threshold": {"most": 4}}.items():
         with pytest.raises(ValueError, match=text):
             compress(tokens, budget=9, method="longvu_stc", **change)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("important", [False, True])
+@pytest.mark.parametrize("budget", ["80%", "40%", "10%", 1, [42, 0, 3, 17, 1]], ids=str)
+def test_framefusion(budget, important, extra):
+    tokens, similarity = clip(GRIDS, extra), 0.3
+    importance = torch.randint(0, 4, (len(tokens),)).float() if important else None
+    rows, kept, group = vtok.plan(GRIDS, budget=budget), [], {}
+    for (start, (t, h, w), x), k in zip(videos(tokens, GRIDS, extra), rows, strict=True):
+        n = h * w
+        alike = [cosine(x[f - 1, i], x[f, i]) if f else torch.tensor(-math.inf) for f in range(t) for i in range(n)]
+        heads = [at for at, a in enumerate(alike) if not a >= similarity]
+        rest = [at for at in range(t * n) if at not in heads]
+        rank = [float(importance[start + at] if important else 1 - alike[at]) for at in heads]
+        some = [heads[at] for at in first_k(rank, min(k, len(heads)))]
+        some += [rest[at] for at in first_k([-float(alike[at]) for at in rest], k - len(some))]
+        if not important and any(math.isnan(r) for r in rank):  # NaN comes last of all
+            numbers = [at for at in range(t * n) if not alike[at].isnan()]
+            key = {at: float(1 - alike[at]) if at in heads else -float(alike[at]) for at in numbers}
+            some = sorted(numbers, key=lambda at: (-key[at], at))[:k]
+            some += [at for at in range(t * n) if at not in numbers][: k - len(some)]
+        for at in range(t * n):
+            back = at
+            while back not in heads and back not in some:
+                back -= n
+            group[start + at] = start + back if back in some else -1
+        kept += [start + at for at in sorted(some)] + [start + t * n + i for i in range(extra)]
+        group |= {start + t * n + i: start + t * n + i for i in range(extra)}
+    settings = {"budget": budget, "similarity": similarity, "importance": importance}
+    packed = compress(tokens, GRIDS, extra_rows=extra, method="framefusion", **settings)
+    assert packed.index.tolist() == kept
+    assert packed.assignment.tolist() == [kept.index(g) if (g := group[row]) >= 0 else -1 for row in range(len(tokens))]
+    want, weight = tokens.new_zeros(len(kept), tokens.shape[1]), packed.weight
+    for row, slot in enumerate(packed.assignment.tolist()):
+        want[slot] += tokens[row] if slot >= 0 else 0
+    assert torch.allclose(packed.values, want / weight[:, None], atol=1e-5, equal_nan=True)
+    assert weight.sum() == (packed.assignment >= 0).sum()
+
+
+def test_framefusion_merges_at_the_threshold_itself():
+    tokens = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).view(1, 4, 1, 2)
+    kept = {name: compress(tokens, threshold=1.0, method=name).trim().index.tolist() for name in ("framefusion", "dtd")}
+    assert kept == {"framefusion": [0, 2], "dtd": [0, 1, 2, 3]}
+    still = torch.randn(1, 1, 2, 64).bfloat16().repeat(1, 200, 1, 1)
+    assert torch.equal(compress(still, threshold=0.6, method="framefusion").trim().values, still[0, 0])
+    one_graph(method="framefusion", budget=9), one_graph(method="framefusion", threshold=0.3)
+    errors = {
+        "importance under a budget": {"threshold": 0.5, "importance": torch.ones(4)},
+        "similarity above 0": {"budget": 2, "similarity": 0.0},
+        "importance of floats": {"budget": 2, "importance": torch.ones(3)},
+    }
+    for text, change in errors.items():
+        with pytest.raises(ValueError, match=text):
+            compress(tokens, method="framefusion", **change)
