@@ -137,3 +137,72 @@ def test_one_graph():
     call = lambda x: compress(x, budget=9, method="temporal_merge")  # noqa: E731
     packed, want = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")(tokens), call(tokens)
     assert torch.equal(packed.values, want.values) and torch.equal(packed.assignment, want.assignment)
+
+
+def mean_of(tokens, sizes, assignment, k):
+    """Weighted means in float64, and what they weigh."""
+    where = (assignment >= 0).nonzero()[:, 0]
+    weight = torch.zeros(k).double().index_add(0, assignment[where], sizes[where].double())
+    total = torch.zeros(k, tokens.shape[1]).double()
+    total.index_add_(0, assignment[where], tokens[where].double() * sizes[where, None].double())
+    return total / weight[:, None].clamp(min=1), weight
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("first", [{"budget": 14, "method": "temporal_merge"}, {"budget": 11, "method": "evs"},
+                                   {"threshold": 0.99, "method": "dtd"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("second", ["temporal_merge", "evs"])
+def test_two_rounds_are_one(first, second, extra):
+    layout, tokens = Layout.from_grid(GRIDS, extra_rows=extra), still(GRIDS, extra=extra)
+    sizes = torch.randint(1, 4, (layout.total,)).float()
+    one = compress(tokens, layout, weights=sizes, **first).trim()
+    rows = Layout.from_grid([(k, 1, 1) for k in one.cu_seqlens.diff().tolist()])
+    two = compress(one.values, rows, weights=one.weight, method=second, budget="60%")
+    both = one.then(two)
+    assert both.layout is layout and torch.equal(both.values, two.values) and torch.equal(both.weight, two.weight)
+    assert torch.equal(both.index, one.index[two.index]) and torch.equal(both.cu_seqlens, two.cu_seqlens)
+    assert torch.equal(both.assignment[both.index], torch.arange(len(both.index)))
+    assert torch.equal(both.positions, layout.positions(both.index)) and torch.equal(both.sizes, sizes)
+    members, weight = mean_of(tokens, sizes, both.assignment, len(both.index))
+    assert torch.equal(both.weight.double(), weight)
+    if first["method"] == "temporal_merge" and second == "temporal_merge":
+        assert torch.allclose(both.values, members.float(), atol=1e-5)
+        assert torch.allclose(both.reduce(tokens), both.values, atol=1e-5) and both.is_merged
+        assert torch.allclose(both.reduce(tokens.double()), members)
+    for alone, whole in zip(both.split(), range(4), strict=True):
+        part = slice(*layout.cu_seqlens[whole : whole + 2].tolist())
+        assert torch.equal(alone.sizes, sizes[part])
+
+
+def test_rounds_that_do_not_fit():
+    tokens = torch.randn(2, 4, 3, 5)
+    one = compress(tokens, budget=6, method="temporal_merge")
+    rows = Layout.from_grid([(6, 1, 1)] * 2)
+    with pytest.raises(ValueError, match="expected a later round with weights=packed.weight"):
+        one.then(compress(one.values, rows, budget=2, method="temporal_merge"))
+    with pytest.raises(ValueError, match="expected a later round of 12 rows of 2 videos, got 12 of 1"):
+        one.then(compress(one.values, [(12, 1, 1)], budget=2))
+    assert one.then(compress(one.values, rows, budget=2)).weight.shape == (4,)
+    padded = compress(tokens, threshold=9.0, scores=torch.arange(24.0).flip(0).sub(13.5), capacity=3)
+    assert padded.then(compress(padded.values, [(1, 1, 1), (2, 1, 1)], budget=1)).index.tolist() == [0, -1]
+    none = compress(torch.randn(1, 0, 3, 5), budget=6)
+    assert none.then(compress(none.values, [(0, 1, 1)], budget=2)).assignment.shape == (0,)
+    for wrong, error in (([1.0] * 24, TypeError), (torch.ones(24).double(), TypeError), (torch.ones(5), ValueError)):
+        with pytest.raises(error, match="expected weights"):
+            compress(tokens, budget=6, weights=wrong)
+
+
+@pytest.mark.parametrize("method", ["temporal_merge", "dtd"])
+def test_attention_over_merged_equals_is_attention_over_all(method):
+    still_clip = torch.randn(1, 1, 3, 16).repeat(1, 6, 1, 1)
+    still_clip[:, 4:] += torch.randn(1, 1, 3, 16)
+    keys, query = still_clip.flatten(0, 2), torch.randn(1, 4, 16)
+    packed = compress(still_clip, threshold=0.999, capacity=9, method=method)
+    assert packed.size_bias().tolist() == pytest.approx([math.log(4)] * 3 + [math.log(2)] * 3 + [-math.inf] * 3)
+
+    def attend(rows, bias=None):
+        return torch.nn.functional.scaled_dot_product_attention(query, rows[None], rows[None], bias)
+
+    assert torch.allclose(
+        attend(packed.values, packed.size_bias()[None, None].expand(1, 4, -1)), attend(keys), atol=1e-5
+    )

@@ -240,7 +240,7 @@ def test_trim():
     assert empty.values.shape == (0, 4)
 
 
-@pytest.mark.parametrize("kind", ["selected", "threshold", "merged", "bfloat16", "empty"])
+@pytest.mark.parametrize("kind", ["selected", "threshold", "merged", "first of runs", "bfloat16", "empty"])
 def test_save_and_load(kind, tmp_path):
     path = tmp_path / "kept.safetensors"
     tokens, packed = packed_by(extra=1)
@@ -249,13 +249,16 @@ def test_save_and_load(kind, tmp_path):
     elif kind == "merged":
         layout = Layout.from_grid([(2, 1, 3), (1, 1, 2)])
         packed = merged_by(torch.tensor([0, 1, -1, 0, 1, 1, 2, 2]), layout, torch.randn(8, 4))
+    elif kind == "first of runs":
+        sizes = torch.arange(float(packed.layout.total))
+        packed = compress(tokens, packed.layout, budget=3, method="dtd", weights=sizes)
     elif kind == "bfloat16":
         packed = compress(tokens.bfloat16(), packed.layout, budget=3)
     elif kind == "empty":
         packed = compress(torch.randn(0, 3, 4, 2), budget=3)
     packed.save(path)
     again = Packed.load(path)
-    for name in ("values", "index", "cu_seqlens", "positions", "weight", "assignment", "scores", "counts"):
+    for name in ("values", "index", "cu_seqlens", "positions", "weight", "assignment", "scores", "counts", "sizes"):
         a, b = getattr(packed, name), getattr(again, name)
         assert (a is None and b is None) or torch.equal(a, b), name
     assert (again.layout.grids, again.layout.extra_rows) == (packed.layout.grids, packed.layout.extra_rows)

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from vtok.packed import Packed
 
 FORMAT = "vtok.Packed 1"
-DERIVED = ("positions", "weight", "assignment")
-TENSORS = ("values", "index", "cu_seqlens", *DERIVED)
-OPTIONAL = ("scores", "counts")
+TENSORS = ("values", "index", "cu_seqlens", "positions", "weight", "assignment")
+OPTIONAL = ("scores", "counts", "sizes")
 DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts"), torch.int64)
-DTYPES |= {"weight": torch.float32, "scores": torch.float32}
+DTYPES |= {"weight": torch.float32, "scores": torch.float32, "sizes": torch.float32}
 
 
 def save(packed: Packed, path: str | Path, *, overwrite: bool) -> None:
@@ -53,10 +52,8 @@ def load(path: str | Path, device: torch.device | str) -> Packed:
     layout, merged = _layout(path, metadata)
     _check(path, tensors, layout)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    if not merged:  # then these follow from the index
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in DERIVED}
     longest = int(tensors["cu_seqlens"].diff().amax()) if layout.videos else 0
-    return Packed(layout=layout.to(device), longest=longest, **tensors)
+    return Packed(layout=layout.to(device), longest=longest, is_merged=merged, **tensors)
 
 
 def _layout(path: str | Path, metadata: dict[str, str]) -> tuple[Layout, bool]:
@@ -78,7 +75,7 @@ def _check(path: str | Path, tensors: dict[str, Tensor], layout: Layout) -> None
     rows, source, videos = index.shape[0], layout.total, layout.videos
     shapes: dict[str, Any] = {
         "values": (rows, values.shape[1]), "positions": (rows, 3), "weight": (rows,), "cu_seqlens": (videos + 1,),
-        "assignment": (source,), "scores": (source,), "counts": (videos,),
+        "assignment": (source,), "scores": (source,), "sizes": (source,), "counts": (videos,),
     }  # fmt: skip
     for name, tensor in tensors.items():
         wanted = DTYPES.get(name, tensor.dtype)

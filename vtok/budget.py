@@ -23,6 +23,7 @@ def plan(
     context: int | None = None,
     total_budget: Any = None,
     min_per_frame: int = 0,
+    **options: Any,
 ) -> list[int]:
     """Rows that each video keeps, known before any tensor exists.
 
@@ -32,8 +33,9 @@ def plan(
     Args:
         grid_thw: host integers of shape (V, 3); h and w are divided by ``merge_size``.
         budget: an int (rows of each video), a share of its rows (Fraction, "25%", or a float read as the decimal it
-            prints as, rounded down), a list of those per video, a nested list per frame, or None for every row.
-        method: the name of the method that will run.
+            prints as, rounded down), a list of those per video, a nested list per frame, or None for the method's own,
+            where it has one, and else for every row.
+        method: the name of the method that will run; ``options`` are its own.
         total_budget: instead of ``budget``: an int or a share for the whole batch, divided among the videos in
             proportion to their rows by largest remainder (ties to the earlier video).
         min_per_frame: rows that each frame keeps at least, or all of a smaller frame.
@@ -46,10 +48,11 @@ def plan(
     Raises:
         ValueError: an impossible budget, naming the floor that it violates; TypeError: an argument of another kind.
     """
-    methods.get(method)
+    chosen = methods.get(method)
+    chosen.check_options(options)
     grids = host_grids(grid_thw, merge_size)
     if budget is None and total_budget is None:
-        budget = Fraction(1)
+        budget = chosen.rows_of_each_frame(grids, options) or Fraction(1)
     rows: list[int] = [
         sum(row) if isinstance(row, list) else row for row in counts(grids, budget, total_budget, min_per_frame)
     ]

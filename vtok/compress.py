@@ -10,7 +10,7 @@ from torch import Tensor
 from vtok import methods, ops
 from vtok.decide import Floor, Goal, Plan, frame_floor
 from vtok.layout import Layout, whole_number
-from vtok.packed import Packed
+from vtok.packed import Packed, sum_members
 
 
 def compress(
@@ -26,6 +26,7 @@ def compress(
     extra_rows: int = 0,
     min_per_frame: int = 0,
     scores: Any = None,
+    weights: Tensor | None = None,
     query: Tensor | None = None,
     frames: Tensor | None = None,
     timestamps: Tensor | None = None,
@@ -40,7 +41,8 @@ def compress(
             h and w are divided by ``merge_size``. For [B, T, N, D] it tells the positions' rows and columns, which
             otherwise are (t, 0, site).
         budget: rows of each video: an int, a share (Fraction, "25%", or a float, read as the decimal it prints as and
-            rounded down), a list with one of those per video, a nested list with one per frame, or a Plan.
+            rounded down), a list with one of those per video, a nested list with one per frame, or a Plan. Without
+            any of the three the method's own budget holds, where it has one.
         total_budget: rows of the whole batch instead: an int or a share, divided among the videos in proportion to
             their rows by largest remainder.
         threshold: instead of a budget, keep the rows with a score above it (a NaN never is); ``capacity`` (int) rows
@@ -50,6 +52,8 @@ def compress(
         min_per_frame: rows that each frame keeps at least, or all of a smaller one, whatever the scores.
         scores: [S], one floating-point number per row, the largest kept, or a callable of (tokens [S, D], layout)
             that returns them. Replaces the method's; compared as float32.
+        weights: float32 [S], how many rows each row already stands for (the ``weight`` of an earlier round): means are
+            weighted by them and ``Packed.weight`` is their sum, so that rounds add up to one; see ``Packed.then``.
         query, frames, timestamps: what some methods look at besides the tokens; given to one that does not: TypeError.
 
     Returns:
@@ -68,15 +72,39 @@ def compress(
     rows, layout = as_rows(tokens, grid_thw, merge_size, extra_rows)
     inputs = {"query": query, "frames": frames, "timestamps": timestamps}
     options |= {name: value for name, value in inputs.items() if value is not None}
-    goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
     chosen = methods.get(method, "score", "merge")
-    if scores is None and chosen.kind == "merge":
+    if scores is None:
         chosen.check_options(options)
-        return move(rows, chosen.call(rows.detach(), layout, goal, **options), goal)
+    if budget is None and total_budget is None and threshold is None and scores is None and chosen.budget:
+        budget = own_budget(layout, chosen, options)
+    goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
+    expect_sizes(weights, layout)
+    if scores is None and chosen.kind == "merge":
+        return move(rows, chosen.call(rows.detach(), layout, goal, **options), goal, weights)
     score = score_rows(rows, layout, goal.plan, chosen, scores, options)
     index, cu_seqlens, counts = goal.choose(score.detach())
     values = ops.pack(rows, index)
-    return Packed(values, index, cu_seqlens, layout, scores=score, counts=counts, longest=goal.longest)
+    return Packed(
+        values, index, cu_seqlens, layout, scores=score, counts=counts, longest=goal.longest, sizes=weights,
+        weight=None if weights is None else ops.pack(weights[:, None], index)[:, 0], is_merged=False,
+    )  # fmt: skip
+
+
+def own_budget(layout: Layout, chosen: methods.Method, options: dict) -> Any:
+    """The method's own budget for the layout."""
+    if _in_graph(layout.device):
+        raise ValueError(f"expected a budget inside a graph: method {chosen.name!r} counts its own outside, for a Plan")
+    return chosen.rows_of_each_frame(layout.grids, options)
+
+
+def expect_sizes(weights: Tensor | None, layout: Layout) -> None:
+    if weights is None:
+        return
+    if not isinstance(weights, Tensor) or weights.dtype != torch.float32:
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"expected weights as a float32 tensor, got {got}")
+    if weights.dim() != 1 or weights.shape[0] != layout.total:
+        raise ValueError(f"expected weights of shape ({layout.total},), got {tuple(weights.shape)}")
 
 
 def make_goal(
@@ -94,23 +122,18 @@ def make_goal(
     return Goal(layout, None, threshold, room, room, make_floor(layout, min_per_frame))
 
 
-def move(rows: Tensor, merged: methods.Merged, goal: Goal) -> Packed:
+def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None = None) -> Packed:
     """The output rows of a merge."""
     index, assignment, cu_seqlens, counts, scores, reduce = merged
     if reduce == "first":
-        values, weight = ops.pack(rows, index), count_members(assignment, goal.rows)
+        values, weight = ops.pack(rows, index), sum_members(assignment, goal.rows, sizes)
     else:
-        values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), reduce=reduce)
+        exact = None if sizes is None else sizes.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), exact, reduce=reduce)
     return Packed(
         values, index, cu_seqlens, goal.layout, scores=scores, counts=counts, longest=goal.longest,
-        weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
+        weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first", sizes=sizes,
     )  # fmt: skip
-
-
-def count_members(assignment: Tensor, k: int) -> Tensor:
-    """float32 [k]: how many rows join each."""
-    _, offsets = ops.group(assignment, k)
-    return offsets.diff().to(torch.float32)
 
 
 def as_rows(tokens: Tensor, grid_thw: Any, merge_size: int, extra_rows: int) -> tuple[Tensor, Layout]:
@@ -208,7 +231,7 @@ def score_rows(
 class Compressor(torch.nn.Module):
     """``compress`` with its settings, as a module without parameters: ``Compressor(budget=0.25)(tokens, grid_thw)``.
 
-    Takes every keyword of ``compress`` except the per-call inputs ``scores``, ``query``, ``frames`` and
+    Takes every keyword of ``compress`` except the per-call inputs ``scores``, ``weights``, ``query``, ``frames`` and
     ``timestamps``, which ``forward`` takes.
     """
 
@@ -216,8 +239,10 @@ class Compressor(torch.nn.Module):
         super().__init__()
         known = {"budget", "total_budget", "threshold", "capacity", "merge_size", "extra_rows", "min_per_frame"}
         options = {name: value for name, value in settings.items() if name not in known}
-        methods.get(method, "score", "merge").check_options(options)
-        if sum(settings.get(name) is not None for name in ("budget", "total_budget", "threshold")) != 1:
+        chosen = methods.get(method, "score", "merge")
+        chosen.check_options(options)
+        told = sum(settings.get(name) is not None for name in ("budget", "total_budget", "threshold"))
+        if told > 1 or (not told and chosen.budget is None):
             raise ValueError("expected one of budget, total_budget and threshold")
         self.method, self.settings = method, settings
 

@@ -72,8 +72,8 @@ def gate_patches(
         mean=mean, std=std, dtype=dtype, order=order, **options,
     )  # fmt: skip
     layout = patches.layout(frames)
-    if budget is None and total_budget is None and threshold is None and patches.method.budget:
-        budget = [patches.method.budget(grid, **options) for grid in layout.grids]
+    if budget is None and total_budget is None and threshold is None:
+        budget = patches.method.rows_of_each_frame(layout.grids, options)
     goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
     return patches(frames, goal, threshold)[0]
 

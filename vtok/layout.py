@@ -149,20 +149,28 @@ class Layout:
         h = site // width
         return torch.where((index >= 0)[:, None], torch.stack([t, h, site - h * width], -1), -1)
 
-    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+    def frame_of(self, index: Tensor) -> Tensor:
+        """int64, the frame of each row number, all videos' frames counted through; F after the grids. Needs V >= 1."""
+        video = self.video_of(index)
+        frame = (index - self.cu_seqlens[video]) // self.tokens_per_frame[video].clamp(min=1) + self.cu_frames[video]
+        return torch.where(frame < self.cu_frames[1:][video], frame, self.frames)
+
+    def columns(self, stride: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Where each row stands when a video's rows are sorted by site, then time; needs V >= 1. Never syncs.
 
         Returns int64 [S] each: the row's place, the first place of its site, and the places of its site. A row after
-        the grid is a site of its own.
+        the grid is a site of its own. With a stride every so many frames are a column: a site has that many.
         """
         row = torch.arange(self.total, dtype=torch.int64, device=self.device)
         video = self.video_of(row)
         sites, frames = self.tokens_per_frame[video].clamp(min=1), self.cu_frames.diff()[video]
         start = self.cu_seqlens[video]
         t, site = (row - start) // sites, (row - start) % sites
-        inside = t < frames
-        column = torch.where(inside, start + site * frames, row)
-        return torch.where(inside, column + t, row), column, torch.where(inside, frames, 1)
+        inside, phase = t < frames, t % stride
+        before = phase * (frames // stride) + torch.minimum(phase, frames % stride)  # frames of earlier phases
+        length = frames // stride + (phase < frames % stride)
+        column = torch.where(inside, start + before * sites + site * length, row)
+        return torch.where(inside, column + t // stride, row), column, torch.where(inside, length, 1)
 
     def frame_starts(self) -> tuple[Tensor, Tensor]:
         """(int64 [F] first row of each frame, int64 [F] its rows), all videos' frames in order. Never syncs."""

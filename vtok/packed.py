@@ -22,13 +22,14 @@ class Packed:
         values: [K, D], dtype of the tokens, differentiable in them.
         index: int64 [K], the source row of each output row; of a merged row its representative.
         positions: int64 [K, 3], (t, h, w) of each output row.
-        weight: float32 [K], how many source rows each output row stands for.
+        weight: float32 [K], how many source rows each output row stands for; the sum of their sizes, where given.
         scores: float32 [S], what the decision was made by, or None where there was none.
         cu_seqlens: int64 [V+1], where each video starts in the output.
         assignment: int64 [S], the output row that each source row went into; -1 for a dropped row.
         counts: int64 [V], rows that passed the threshold, also those that the capacity had no room for (their sum
             above K shows that rows were lost); None under a budget, which is always met exactly.
         layout: the Layout of the source rows.
+        sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
 
     positions, weight, assignment are made at the first access, without a sync.
     """
@@ -47,9 +48,10 @@ class Packed:
         weight: Tensor | None = None,
         assignment: Tensor | None = None,
         is_merged: bool | None = None,
+        sizes: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
-        self.scores, self.counts = scores, counts
+        self.scores, self.counts, self.sizes = scores, counts, sizes
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -96,7 +98,8 @@ class Packed:
             return self.take(x)
         self._expect_source(x)
         members, offsets = ops.group(self.assignment, self.index.shape[0])
-        values, _ = ops.merge(_flat(x), members, offsets)
+        sizes = self.sizes.double() if self.sizes is not None and x.dtype == torch.float64 else self.sizes
+        values, _ = ops.merge(_flat(x), members, offsets, sizes)
         return values.reshape(self.index.shape[0], *x.shape[1:])
 
     def _expect_source(self, x: Tensor) -> None:
@@ -121,6 +124,37 @@ class Packed:
             raise ValueError(f"expected fill 'zero' or 'hold', got {fill!r}")
         source = self.assignment if fill == "zero" else sites.held(self.assignment, self.layout)
         return ops.pack(_flat(values), source).reshape(source.shape[0], *values.shape[1:])
+
+    def then(self, later: Packed) -> Packed:
+        """Two rounds as one: ``later`` compressed these values, the result goes back to this one's source rows.
+
+        ``later = compress(packed.values, layout, weights=packed.weight, ...)`` with a layout of these K rows, as many
+        videos as here; padding goes first (``trim``). Each source row joins what its output row joined, weights are
+        sums over source rows, and where both rounds take means these are the means of all that was joined.
+
+        Returns a Packed with this one's layout, sizes and scores, and ``later``'s values, cu_seqlens and counts.
+        ValueError for another number of rows or videos, and where means were taken twice without weights.
+        """
+        if (later.layout.total, later.layout.videos) != (self.index.shape[0], self.layout.videos):
+            want = f"{self.index.shape[0]} rows of {self.layout.videos} videos"
+            raise ValueError(f"expected a later round of {want}, got {later.layout.total} of {later.layout.videos}")
+        if self.is_merged and later.is_merged and later.sizes is None:
+            raise ValueError("expected a later round with weights=packed.weight, got one whose means are of equal rows")
+        assignment = _through(self.assignment, later.assignment)
+        positions = None if self._positions is None else _through(later.index, self._positions)
+        return Packed(
+            later.values, _through(later.index, self.index), later.cu_seqlens, self.layout,
+            scores=self.scores, counts=later.counts, longest=later.longest, positions=positions,
+            weight=sum_members(assignment, later.index.shape[0], self.sizes), assignment=assignment,
+            is_merged=self.is_merged or later.is_merged, sizes=self.sizes,
+        )  # fmt: skip
+
+    def size_bias(self) -> Tensor:
+        """float32 [K]: the logarithm of ``weight``, -inf for padding: what proportional attention adds to its logits.
+
+        With it a row that stands for n equal ones draws as much attention as those n would. Source: ToMe.
+        """
+        return self.weight.log()
 
     @property
     def run_lengths(self) -> Tensor:
@@ -199,6 +233,7 @@ class Packed:
             weight=None if self._weight is None else self._weight[:kept],
             assignment=self._assignment,
             is_merged=self.is_merged,
+            sizes=self.sizes,
         )
 
     def split(self) -> list[Packed]:
@@ -225,6 +260,7 @@ class Packed:
             weight=None if self._weight is None else self._weight[rows],
             assignment=joined,
             is_merged=self.is_merged,
+            sizes=None if self.sizes is None else self.sizes[source],
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -237,6 +273,22 @@ class Packed:
         return _file.load(path, device)
 
 
+def sum_members(assignment: Tensor, k: int, sizes: Tensor | None = None) -> Tensor:
+    """float32 [k]: how many rows join each, or the sum of their sizes."""
+    members, offsets = ops.group(assignment, k)
+    if sizes is None:
+        return offsets.diff().to(torch.float32)
+    return ops.merge(sizes[:, None], members, offsets, reduce="sum")[0][:, 0]
+
+
+def _through(first: Tensor, second: Tensor) -> Tensor:
+    """``second`` [K, ...] at ``first``; -1 where that is."""
+    if second.shape[0] == 0:
+        return second.new_full((first.shape[0], *second.shape[1:]), -1)
+    kept = (first >= 0).view(-1, *[1] * (second.dim() - 1))
+    return torch.where(kept, second[first.clamp(min=0)], -1)
+
+
 def _flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x[:, None]
 
@@ -244,5 +296,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment"],
+     "_positions", "_weight", "_assignment", "sizes"],
 )  # fmt: skip

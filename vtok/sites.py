@@ -21,9 +21,9 @@ class _Columns:
     mark: Tensor  # int64 [S], by slot: what the row there is marked with, or -1
 
     @staticmethod
-    def of(layout: Layout, marks: Tensor) -> _Columns:
+    def of(layout: Layout, marks: Tensor, stride: int = 1) -> _Columns:
         """``marks`` int64 [S], by row."""
-        slot, first, count = layout.columns()
+        slot, first, count = layout.columns(stride)
         order = torch.arange(layout.total, dtype=torch.int64, device=marks.device)
         return _Columns(order, slot, first, first + count, torch.empty_like(order).scatter(0, slot, marks))
 
@@ -36,11 +36,14 @@ class _Columns:
         return torch.where(self.mark >= 0, self.order, self.order.shape[0]).flip(0).cummin(0).values.flip(0)
 
 
-def runs(index: Tensor, layout: Layout) -> Tensor:
-    """int64 [S]: for each row which of the kept rows ``index`` [K] is the last at its site up to it; -1 before any."""
+def runs(index: Tensor, layout: Layout, stride: int = 1) -> Tensor:
+    """int64 [S]: for each row which of the kept rows ``index`` [K] is the last at its site up to it; -1 before any.
+
+    With a stride only every so many frames are looked at.
+    """
     if layout.total == 0:
         return torch.zeros_like(layout.cu_seqlens[:0])
-    columns = _Columns.of(layout, slots_of(index, layout))
+    columns = _Columns.of(layout, slots_of(index, layout), stride)
     last = columns.last()[columns.slot]
     return torch.where(last >= columns.first, columns.mark[last.clamp(min=0)], -1)
 

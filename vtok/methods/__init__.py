@@ -54,13 +54,17 @@ class Method:
     kind: str
     call: Callable[..., Any]
     options: frozenset[str]
-    budget: Callable[..., Any] | None = None  # of a gate: (t, h, w), **options -> rows of each frame, unless told
+    budget: Callable[..., Any] | None = None  # (t, h, w), **options -> rows of each frame, unless the caller says
 
     def check_options(self, given: dict) -> None:
         unknown = sorted(set(given) - self.options)
         if unknown:
             takes = ", ".join(sorted(self.options)) or "none"
             raise TypeError(f"method {self.name!r}: expected options among ({takes}), got {', '.join(unknown)}")
+
+    def rows_of_each_frame(self, grids: list[tuple[int, int, int]], options: dict) -> list[Any] | None:
+        """The method's own budget, where it has one."""
+        return None if self.budget is None else [self.budget(grid, **options) for grid in grids]
 
     @property
     def module(self) -> Any:

@@ -70,3 +70,45 @@ def relative(score: Tensor) -> Tensor:
 def packed_rows(sites: int, ratio: float, least: int = 16) -> int:
     """Rows that the release's packed form keeps of each frame: a budget ``[[packed_rows(sites, ratio)] * frames]``."""
     return min(max(least, math.ceil(sites * ratio)), sites)
+
+
+def scene_cuts(keep: Tensor, factor: float = 0.8) -> Tensor:
+    """bool [B, T']: the first step, and each one of which more than this part is kept: ``keep`` is bool [B, T', h, w]."""
+    cuts = keep.flatten(2).sum(2) > factor * (keep.shape[2] * keep.shape[3])
+    cuts[:, :1] = True
+    return cuts
+
+
+def cut_before(cuts: Tensor) -> Tensor:
+    """int64 [B, T']: the last cut before each step, or 0: what the divergence of a cut is taken from."""
+    step = torch.arange(cuts.shape[1], dtype=torch.int64, device=cuts.device)
+    last = torch.where(cuts, step, 0).cummax(1).values
+    return torch.nn.functional.pad(last[:, :-1], (1, 0)) if cuts.shape[1] else last
+
+
+def distinct_cuts(cuts: Tensor, divergence: Tensor, least: float = 0.4) -> Tensor:
+    """bool [B, T']: the cuts but for those that diverge less than this from the cut before; a NaN stays one.
+
+    ``divergence`` [B, T'] is the caller's, of any kind. The release compares what its language model's head says of
+    the mean token of either step, by a measure that is not the Jensen-Shannon divergence it is called, and lets a NaN
+    merge. Its merged frame is thrown away: what a removed cut loses is its place at the front, see ``second_score``.
+    """
+    distinct = cuts & ~(divergence < least)
+    distinct[:, :1] = cuts[:, :1]
+    return distinct
+
+
+def second_score(score: Tensor, tokens: Tensor, cuts: Tensor) -> Tensor:
+    """float32 [B·T'·h·w]: what the release's second stage ranks the tokens of a step by, for ``vtok.compress``.
+
+    Args:
+        score: [B, T', h, w], the gate's.
+        tokens: [B, T', h·w, D], what the encoder made of every patch.
+        cuts: bool [B, T']: in these a token's length counts, over the longest of its step, and not the gate.
+
+    The packed form is ``vtok.compress(tokens, scores=second_score(...), budget=[[rows] * T'] * B)`` with the rows of
+    ``packed_rows``; it comes out by position, as there.
+    """
+    length = tokens.to(torch.float32).norm(dim=-1)
+    length = length / length.amax(2, keepdim=True).clamp(min=1e-12) + 1
+    return torch.where(cuts[:, :, None], length, relative(score).flatten(2)).flatten()

@@ -45,8 +45,15 @@ def temporal_merge(
             tokens, layout.cu_seqlens, layout.tokens_per_frame, layout.sites, goal.threshold,
             reference=reference, refresh=refresh,
         )  # fmt: skip
+    return merge_runs(layout, goal, similarity, keep, reduce)
+
+
+def merge_runs(
+    layout: Layout, goal: Goal, similarity: Tensor, keep: Tensor | None, reduce: str, stride: int = 1
+) -> Merged:
+    """A run from each row of ``keep`` [S], or from those with the least similarity, to the next one at its site."""
     score = 1 - similarity.float()
     if layout.extra_rows:
         score = score.masked_fill(layout.extra_mask(), float("inf"))
     index, cu_seqlens, counts = goal.choose(score, keep)
-    return Merged(index, runs(index, layout), cu_seqlens, counts, score, reduce)
+    return Merged(index, runs(index, layout, stride), cu_seqlens, counts, score, reduce)
