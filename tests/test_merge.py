@@ -178,7 +178,7 @@ def test_rounds_that_do_not_fit():
     tokens = torch.randn(2, 4, 3, 5)
     one = compress(tokens, budget=6, method="temporal_merge")
     rows = Layout.from_grid([(6, 1, 1)] * 2)
-    with pytest.raises(ValueError, match="expected a later round with weights=packed.weight"):
+    with pytest.raises(ValueError, match=r"expected a later round with weights=packed.weight"):
         one.then(compress(one.values, rows, budget=2, method="temporal_merge"))
     with pytest.raises(ValueError, match="expected a later round of 12 rows of 2 videos, got 12 of 1"):
         one.then(compress(one.values, [(12, 1, 1)], budget=2))

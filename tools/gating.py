@@ -56,7 +56,9 @@ def picture(frames: torch.Tensor, packed: vtok.Packed, rebuilt: torch.Tensor, pa
     cells = [round(i * (len(frames) - 1) / 5) for i in range(6)]
     counts, sites = kept_per_frame(frames, packed), packed.layout.total // len(frames)
     labels = [(f"frame {t}", f"kept {counts[t]} of {sites}") for t in cells] + [("what they add", "")] * 6
-    facts = f"{row['kept']:.0%} of the patches kept by grt at threshold {row['threshold']:g}  ·  PSNR {row['psnr']:.1f} dB"
+    facts = (
+        f"{row['kept']:.0%} of the patches kept by grt at threshold {row['threshold']:g}  ·  PSNR {row['psnr']:.1f} dB"
+    )
     sheet(torch.cat([shown[cells], added[cells]]), labels, "Before the encoder", facts).save(
         DOCS / "gating.png", optimize=True
     )

@@ -64,13 +64,18 @@ def gating_table() -> str:
         f"{1 - gate['flops'] / whole:.0%} | {gate['psnr']:.1f} |"
         for gate in measured["gates"]
     ]
-    head = "| threshold | patches kept | TFLOPs of SigLIP so400m | saved | PSNR of the carried clip, dB |\n|---|---|---|---|---|"
-    return "\n".join([head, *rows])
+    head = "| threshold | patches kept | TFLOPs of SigLIP so400m | saved | PSNR of the carried clip, dB |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 def render(text: str) -> str:
     performance = performance_table(README.parent / "bench" / "results")
-    for name, body in {"ops": ops_table(), "methods": methods_table(), "gating": gating_table(), "performance": performance}.items():
+    for name, body in {
+        "ops": ops_table(),
+        "methods": methods_table(),
+        "gating": gating_table(),
+        "performance": performance,
+    }.items():
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
         assert pattern.search(text), f"README.md: expected the markers of {name}, got none"
         text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)

@@ -73,7 +73,7 @@ def packed_rows(sites: int, ratio: float, least: int = 16) -> int:
 
 
 def scene_cuts(keep: Tensor, factor: float = 0.8) -> Tensor:
-    """bool [B, T']: the first step, and each one of which more than this part is kept: ``keep`` is bool [B, T', h, w]."""
+    """bool [B, T']: the first step, and each of which more than ``factor`` is in ``keep``, bool [B, T', h, w]."""
     cuts = keep.flatten(2).sum(2) > factor * (keep.shape[2] * keep.shape[3])
     cuts[:, :1] = True
     return cuts
