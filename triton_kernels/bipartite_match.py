@@ -21,7 +21,7 @@ def match_bound(cu_seqlens, v, rows):
 def match_order(x):
     """int32 keys that grow with a similarity; -0 and +0 share one, NaN has the least."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
-    keys = tl.where(bits < 0, -2147483647 - (bits & 0x7FFFFFFF), bits)
+    keys = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return tl.where(x != x, -2147483648, keys)
 
 
@@ -69,7 +69,7 @@ def match_kernel(
         row = tl.min(tl.where(hit, destination[None, :], count), 1)  # the lowest of equals
         better = (at < 0) | (top > found)
         found, at = tl.where(better, top, found), tl.where(better, row, at)
-    bits = tl.where(found < 0, -2147483647 - found | -2147483648, found)
+    bits = tl.where(found < 0, -found | -2147483648, found)
     value = tl.where(found == -2147483648, float("nan"), bits.to(tl.float32, bitcast=True))
     tl.store(best + source, tl.where(at < 0, float("-inf"), value), mask=looks)
     tl.store(target + source, at, mask=looks)
