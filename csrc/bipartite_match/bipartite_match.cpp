@@ -67,9 +67,8 @@ std::tuple<Tensor, Tensor> bipartite_match(const Tensor& rows, const Tensor& cu_
                                 run.norms(call, begin, end);
                               });
   const std::vector<MatchTile> tiles = tiles_of(indices(bounds), bounds.size(0) - 1, rule);
-  torch::stable::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
-    run.match(call, tiles.data() + begin, end - begin);
-  });
+  torch::stable::parallel_for(0, static_cast<int64_t>(tiles.size()), 1,
+                              [&](int64_t begin, int64_t end) { run.match(call, tiles.data() + begin, end - begin); });
   return {best, target};
 }
 

@@ -20,11 +20,10 @@ std::tuple<Tensor, Tensor> bipartite_match(const Tensor& rows, const Tensor& cu_
   if (count == 0) return {best, target};
   dispatch_float(rows.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    check_launch("bipartite_match",
-                 match_launch<T>(static_cast<const T*>(source.const_data_ptr()), count, source.stride(0), rows.size(1),
-                                 indices(bounds), bounds.size(0) - 1, split, guarded, eps,
-                                 static_cast<float*>(best.mutable_data_ptr()), mutable_indices(target),
-                                 scope.stream()));
+    check_launch("bipartite_match", match_launch<T>(static_cast<const T*>(source.const_data_ptr()), count,
+                                                    source.stride(0), rows.size(1), indices(bounds), bounds.size(0) - 1,
+                                                    split, guarded, eps, static_cast<float*>(best.mutable_data_ptr()),
+                                                    mutable_indices(target), scope.stream()));
   });
   return {best, target};
 }

@@ -8,7 +8,7 @@
 
 namespace vtok {
 
-constexpr int kMatchTile = 64, kMatchDepth = 32;                   // rows and columns of a tile
+constexpr int kMatchTile = 64, kMatchDepth = 32;                      // rows and columns of a tile
 constexpr int kMatchSide = 16, kMatchEach = kMatchTile / kMatchSide;  // threads along a side, rows of each
 constexpr int kMatchThreads = kMatchSide * kMatchSide;
 constexpr int kMatchPitch = kMatchDepth + 4;  // 16-byte reads of 8 neighbouring rows meet no bank twice
@@ -23,7 +23,7 @@ struct MatchArgs {
   int64_t segments;
   MatchRule rule;
   float eps;
-  float* best;     // [count]
+  float* best;      // [count]
   int64_t* target;  // [count], keys at first: a cosine in order above, the row's complement below; 0 is none
   int64_t span;     // rows of a segment that hold at most kMatchTile sources
 };
@@ -223,8 +223,9 @@ cudaError_t match_launch(const T* rows, int64_t count, int64_t stride, int64_t D
                          int64_t segments, int64_t split, int64_t guarded, double eps, float* best, int64_t* target,
                          cudaStream_t stream) {
   const int64_t span = kMatchTile + kMatchTile / (split - 1), tiles = count / span + segments;
-  const MatchArgs<T> args{rows,     count, stride,           D,   cu_seqlens, segments, MatchRule{split, guarded},
-                          static_cast<float>(eps), best, target, span};
+  const MatchArgs<T> args{
+      rows, count,  stride, D, cu_seqlens, segments, MatchRule{split, guarded}, static_cast<float>(eps),
+      best, target, span};
   const int64_t wanted = ceil_div(kMatchBlocks, tiles + 1), useful = ceil_div(count, kMatchTile) / 2 + 1;
   const int64_t most = useful < kMatchShares ? useful : kMatchShares;
   const dim3 each(ceil_div(count, kMatchThreads)), grid(tiles, wanted < most ? wanted : most);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +114,7 @@ def replay(got, rows, cu_seqlens, *, split=2, protected=0, eps=1e-8) -> None:
     x, tolerance = rows.double(), (rows.shape[1] + 8) * 2**-23
     edges = cu_seqlens.tolist()
     idle = set(range(rows.shape[0]))
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         members = range(begin + min(protected, end - begin), end)
         receivers = [s for s in members if (s - begin) % split == split - 1]
         for s in sorted(set(members) - set(receivers)):
@@ -135,7 +137,6 @@ def replay(got, rows, cu_seqlens, *, split=2, protected=0, eps=1e-8) -> None:
 
 def by_the_rule(x: list[list[int]], split: int, protected: int) -> list[int]:
     """The targets of one segment of integers, in exact arithmetic: cosines compare as their signed squares do."""
-    from fractions import Fraction
 
     def alike(a, b):
         dot = sum(p * q for p, q in zip(a, b, strict=True))
@@ -158,7 +159,7 @@ def by_the_rule(x: list[list[int]], split: int, protected: int) -> list[int]:
 )
 def test_the_rule(x, split, protected):
     rows = torch.tensor(x, dtype=torch.float32).reshape(len(x), -1)
-    best, target = match(rows, bounds(len(x)), split=split, protected=protected)
+    _, target = match(rows, bounds(len(x)), split=split, protected=protected)
     norms = rows.square().sum(-1)
     for i, want in enumerate(by_the_rule(x, split, protected)):
         j = int(target[i])
