@@ -1,6 +1,6 @@
 """bipartite_match at real sizes. Predicted, not measured, for an H100: half of its float32 rate, so 60 µs for the
-1.26 GFLOP of a clip of keys, where eager's matrix of similarities alone is 39 MB; of bfloat16 rows as wide as a language
-model eager's tensor cores multiply faster, in bfloat16."""
+1.26 GFLOP of a clip of keys, where eager's matrix of similarities alone is 39 MB; bfloat16 rows as wide as a
+language model's are faster by eager's tensor cores, in bfloat16."""
 
 from __future__ import annotations
 
