@@ -42,6 +42,7 @@ class Plan:
         cu_seqlens: int64 [V+1], where each video starts in the output.
         segments, cu_k: int64 [G+1] each: rows [segments[g], segments[g+1]) fill the slots [cu_k[g], cu_k[g+1]).
         floor: what ``min_per_frame`` takes first, or None.
+        on_host: rows and slots of each segment, as host integers; None where it was made inside a graph.
     """
 
     total: int
@@ -52,6 +53,7 @@ class Plan:
     segments: Tensor
     cu_k: Tensor
     floor: Floor | None = None
+    on_host: list[tuple[int, int]] | None = None
 
     @classmethod
     def of(cls, layout: Layout, *, budget: Any = None, total_budget: Any = None, min_per_frame: int = 0) -> Plan:
@@ -60,7 +62,7 @@ class Plan:
         kept = counts(layout.grids, budget, total_budget, min_per_frame)
         rows = [extra + (sum(k) if isinstance(k, list) else k) for k in kept]
         segments, cu_k = layout.cu_seqlens, upload(cumulative(rows), device)
-        cu_seqlens = cu_k
+        cu_seqlens, sizes, quotas = cu_k, [t * h * w for t, h, w in layout.grids], rows
         if extra or any(isinstance(quota, list) for quota in kept):
             sizes, quotas = [], []
             for (t, h, w), quota in zip(layout.grids, kept, strict=True):
@@ -76,6 +78,7 @@ class Plan:
             segments=segments,
             cu_k=cu_k,
             floor=_floor(layout, kept, min_per_frame) if min_per_frame else None,
+            on_host=list(zip(sizes, quotas, strict=True)),
         )
 
     @classmethod

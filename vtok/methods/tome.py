@@ -1,0 +1,162 @@
+"""tome: tokens join the one they are most alike, anywhere in the video, until the budget is met."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vtok import ops
+from vtok.layout import Layout
+from vtok.methods import Merged, register
+
+if TYPE_CHECKING:
+    from vtok.decide import Goal, Plan
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@register("tome", kind="merge")
+def tome(
+    tokens: Tensor, layout: Layout, goal: Goal, *, protected: int = 0, metric: Tensor | None = None, per: str = "video"
+) -> Merged:
+    """Merge the pairs of tokens that are most alike: exactly as many as the budget asks for.
+
+    In a round the even tokens of a segment look among its odd ones, and the r whose best cosine is largest join what
+    they found (ties to the lower token, NaN last); several may join one. A round can halve a segment; where more has to
+    go, further rounds follow on the merged tokens, compared by the float32 means of what has joined them.
+
+    Args:
+        protected: the first tokens of each segment, which never merge (a class token).
+        metric: [S, C], what is compared instead of the tokens, such as the mean of the attention keys over the heads.
+        per: "video", or "frame" where every frame merges within itself: its share of the budget follows from its
+            place, ⌊K·(t+1)/T⌋ - ⌊K·t/T⌋. A nested budget, one number per frame, is per frame by itself.
+
+    A row is the mean of all tokens that joined it, ``weight`` their number (ToMe's size). It stands at the last token
+    that the others joined, and rows come out by that token; the release scatters them: sources that found nobody by
+    descending cosine, then destinations. So that a second round of the release pairs other tokens where its first left
+    sources over, which halving an even number of tokens never does.
+
+    Source: the bipartite soft matching of ToMe. It has no threshold. Inside a graph the number of rounds has to be
+    known: dense tokens with one budget for all videos, or a Plan made outside of it (and then per video).
+    """
+    if per not in ("video", "frame"):
+        raise ValueError(f"method 'tome': expected per 'video' or 'frame', got {per!r}")
+    return join("tome", tokens if metric is None else metric, layout, goal, protected, 1 if per == "frame" else None)
+
+
+@register("videochat_flash", kind="merge")
+def videochat_flash(tokens: Tensor, layout: Layout, goal: Goal, *, clip: int = 4, head_dim: int = 64) -> Merged:
+    """``tome`` within clips of some frames, compared by the mean of the tokens' heads.
+
+    Args:
+        clip: frames of a clip; the last one of a video may be shorter. A clip that starts at frame a and ends before b
+            keeps ⌊K·b/T⌋ - ⌊K·a/T⌋ of the K rows of its video of T frames.
+        head_dim: channels of a head; the number of channels is a multiple of it.
+
+    The release keeps 16 tokens of each frame (a budget of 16·T rows), clips of 4 frames, heads of 64 channels; ``tome``
+    says where its order differs.
+
+    Source: the projector of VideoChat-Flash.
+    """
+    if clip < 1 or head_dim < 1 or tokens.shape[1] % head_dim:
+        got = f"clip {clip} and head_dim {head_dim}"
+        raise ValueError(f"method 'videochat_flash': expected tokens of whole heads in clips, got {got}")
+    heads = tokens.unflatten(1, (-1, head_dim))
+    return join("videochat_flash", heads.mean(1, dtype=torch.float32), layout, goal, 0, clip)
+
+
+def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, clip: int | None) -> Merged:
+    """The rounds that bring each segment of the plan, or each clip of some frames, down to its quota."""
+    if goal.plan is None:
+        raise ValueError(f"method {name!r}: expected a budget, got a threshold")
+    if metric.dim() != 2 or metric.shape[0] != layout.total:
+        raise ValueError(f"method {name!r}: expected metric [{layout.total}, C], got {tuple(metric.shape)}")
+    bounds, quotas = goal.plan.segments, goal.plan.cu_k.diff()
+    pairs = on_host(name, layout, goal.plan)
+    if clip is not None and bounds.shape[0] == layout.videos * (1 + bool(layout.extra_rows)) + 1:  # no nested budget
+        (bounds, quotas), pairs = clips(layout, goal.plan, clip), clips_on_host(layout, pairs, clip)
+    totals = rounds(name, pairs, protected)
+    x, weight = metric.float() if len(totals) > 1 else metric, None
+    index = torch.arange(layout.total, dtype=torch.int64, device=metric.device)
+    assignment = index
+    for total in totals:
+        kept, joined, left = one_round(x, bounds, quotas, total, protected)
+        index, assignment = index[kept], through(joined, assignment)
+        bounds = torch.nn.functional.pad(left.cumsum(0), (1, 0))
+        if total != totals[-1]:
+            x, weight = ops.merge(x, *ops.group(joined, total), weight)
+    return Merged(index, assignment, goal.plan.cu_seqlens)
+
+
+def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(int64 [total] the rows that stay, int64 [S] which of them each row joins or -1, int64 [G] rows left of each)."""
+    rows = bounds.diff()
+    left = torch.maximum(quotas, rows - (rows - protected).clamp(min=0) // 2).where(quotas > 0, 0)
+    leaving = bounds - torch.nn.functional.pad(left.cumsum(0), (1, 0))
+    best, target = ops.bipartite_match(x, bounds, protected=protected)
+    row = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
+    score = torch.where(target == row, -torch.inf, best.nan_to_num(-LARGEST, LARGEST, -LARGEST))
+    gone = ops.topk(score, bounds, leaving, x.shape[0] - total)
+    stays = torch.ones_like(row, dtype=torch.bool).index_fill(0, gone, False)
+    kept, _ = ops.compact(stays, bounds, total)
+    slot = torch.where(stays, stays.cumsum(0) - 1, -1)
+    return kept, through(slot, torch.where(stays, row, target)), left
+
+
+def through(slot: Tensor, row: Tensor) -> Tensor:
+    """``slot[row]``, and -1 where there is no row."""
+    return torch.where(row < 0, -1, slot[row.clamp(min=0)])
+
+
+def rounds(name: str, pairs: list[tuple[int, int]], protected: int) -> list[int]:
+    """Rows of all segments together after each round; a round takes at most every second row that may merge."""
+    totals = []
+    while any(rows > quota for rows, quota in pairs):
+        for rows, quota in pairs:
+            if rows > quota > 0 and rows - protected < 2:
+                least = protected + 1
+                raise ValueError(f"method {name!r}: expected a budget of at least {least} rows a segment, got {quota}")
+        pairs = [(max(quota, rows - max(rows - protected, 0) // 2) if quota else 0, quota) for rows, quota in pairs]
+        totals.append(sum(rows for rows, _ in pairs))
+    return totals
+
+
+def on_host(name: str, layout: Layout, plan: Plan) -> list[tuple[int, int]]:
+    """Rows and quota of each segment of the plan."""
+    if plan.on_host is not None:
+        return plan.on_host
+    if layout.grid_of_each is None or plan.k != layout.videos * plan.longest:
+        raise ValueError(f"method {name!r}: expected a Plan made outside of the graph for videos that are not alike")
+    t, h, w = layout.grid_of_each
+    return [(t * h * w, plan.longest)] * layout.videos
+
+
+def clips(layout: Layout, plan: Plan, clip: int) -> tuple[Tensor, Tensor]:
+    """(int64 [G+1] where clips of some frames start, and rows after the grids, int64 [G] the quota of each)."""
+    first, sites = layout.frame_starts()
+    frame = torch.arange(layout.frames, dtype=torch.int64, device=layout.device)
+    video = torch.searchsorted(layout.cu_frames, frame, right=True) - 1
+    t, frames, kept = frame - layout.cu_frames[video], layout.cu_frames.diff()[video], plan.rows[video]
+    opens, end = t % clip == 0, torch.minimum(t - t % clip + clip, frames)
+    quotas = torch.where(opens, kept * end // frames.clamp(min=1) - kept * t // frames.clamp(min=1), 0)
+    # The clip's other frames make empty segments at its end.
+    starts = torch.where(opens, first, layout.cu_seqlens[video] + end * sites)
+    if layout.extra_rows:
+        starts, order = torch.cat([starts, layout.cu_seqlens[1:] - layout.extra_rows]).sort(stable=True)
+        quotas = torch.cat([quotas, torch.full_like(layout.tokens_per_frame, layout.extra_rows)])[order]
+    return torch.cat([starts, layout.cu_seqlens[-1:]]), quotas
+
+
+def clips_on_host(layout: Layout, pairs: list[tuple[int, int]], clip: int) -> list[tuple[int, int]]:
+    """The same sizes and quotas from those of whole videos; rows after the grids, all kept, are counted alone."""
+    each = 1 + bool(layout.extra_rows)
+    alike = layout.grid_of_each
+    lengths = [alike[0]] * layout.videos if alike is not None else [t for t, _, _ in layout.grids]
+    made = list(pairs[1::2]) if layout.extra_rows else []
+    for frames, (rows, quota) in zip(lengths, pairs[::each], strict=True):
+        for a in range(0, frames, clip):
+            b = min(a + clip, frames)
+            made.append((rows // frames * (b - a), quota * b // frames - quota * a // frames))
+    return made
