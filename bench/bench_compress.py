@@ -47,6 +47,7 @@ def prepared(grid: Grid, device: torch.device) -> tuple[vtok.Layout, vtok.Plan]:
 def run(tokens: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     layout, plan = prepared(grid, tokens.device)
     packed = vtok.compress(tokens, layout, budget=plan, method="evs")
+    assert packed.scores is not None
     return packed.values, packed.index, packed.positions, packed.scores
 
 

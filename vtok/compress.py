@@ -124,15 +124,15 @@ def make_goal(
 
 def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None = None) -> Packed:
     """The output rows of a merge."""
-    index, assignment, cu_seqlens, counts, scores, reduce = merged
+    assignment, reduce = merged.assignment, merged.reduce
     if reduce == "first":
-        values, weight = ops.pack(rows, index), sum_members(assignment, goal.rows, sizes)
+        values, weight = ops.pack(rows, merged.index), sum_members(assignment, goal.rows, sizes)
     else:
         exact = None if sizes is None else sizes.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
         values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), exact, reduce=reduce)
     return Packed(
-        values, index, cu_seqlens, goal.layout, scores=scores, counts=counts, longest=goal.longest,
-        weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first", sizes=sizes,
+        values, merged.index, merged.cu_seqlens, goal.layout, scores=merged.scores, counts=merged.counts,
+        longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first", sizes=sizes,
     )  # fmt: skip
 
 

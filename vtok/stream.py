@@ -44,11 +44,13 @@ class Stream:
         if settings.get("residual"):
             raise ValueError("expected residual=False in a stream: the row before may be long gone")
         self.method, self.settings = method, settings
+        self._pending: Tensor | None = None
+        self._step: Tensor | None = None
+        self._state: list[Tensor] | None = None
         if self.window is None:
             self._amount: dict[str, Any] = {"capacity": None, "min_per_frame": 0}
             self._amount |= {name: settings[name] for name in AMOUNTS if name in settings}
             self._gate = PatchGate.of(method=method, **{k: v for k, v in settings.items() if k not in AMOUNTS})
-        self.reset()
 
     def push(self, x: Tensor) -> Packed:
         """The rows that the next frames give: [B, T, C, H, W] for a gate method, else tokens [B, T, (H, W or N,) D].
@@ -79,9 +81,7 @@ class Stream:
     def reset(self, videos: Sequence[int] | None = None) -> None:
         """Begin anew: all videos, or the given rows of the batch, which then begin between two chunks."""
         if videos is None:
-            self._pending: Tensor | None = None
-            self._step: Tensor | None = None
-            self._state: list[Tensor] | None = None
+            self._pending, self._step, self._state = None, None, None
             return
         if self._pending is not None and self._pending.shape[1]:
             raise ValueError(f"expected no frames waiting at a reset of single videos, got {self._pending.shape[1]}")

@@ -27,7 +27,8 @@ from torch import Tensor
 CALLERS = {"score": "vtok.compress", "merge": "vtok.compress", "gate": "vtok.gate_patches"}
 
 
-class Merged(NamedTuple):
+@dataclass(frozen=True)
+class Merged:
     """Which of S rows join which of K."""
 
     index: Tensor  # int64 [K], the row that each output row stands at, ascending, then -1

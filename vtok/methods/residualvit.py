@@ -63,11 +63,10 @@ def residualvit(
     if mode == "motion":
         score = ops.patch_motion(frames, list(patch), tubelet, metric="l2", span="whole").float()
     elif mode == "map":
-        _expect_shape("magnitude", magnitude, (videos, steps, *frames.shape[3:]))
-        score = torch.nn.functional.avg_pool2d(magnitude.float(), patch, divisor_override=1)
+        given = _expected("magnitude", magnitude, (videos, steps, *frames.shape[3:]))
+        score = torch.nn.functional.avg_pool2d(given.float(), patch, divisor_override=1)
     elif mode == "random":
-        _expect_shape("noise", noise, grid)
-        score = noise.float()
+        score = _expected("noise", noise, grid).float()
     elif mode in MODES:
         kept = patterns.residualvit_count(h * w, drop) if h * w else 0
         sites = patterns.uniform(h * w, kept) if mode == "uniform" else patterns.center(h, w, kept, compat=compat)
@@ -83,7 +82,8 @@ def _grid(frames: Tensor, patch: tuple[int, int], tubelet: int) -> tuple[int, in
     return videos, count // tubelet, height // patch[0], width // patch[1]
 
 
-def _expect_shape(name: str, given: Tensor | None, shape: tuple[int, ...]) -> None:
+def _expected(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     if given is None or given.shape != shape:
         got = "none" if given is None else tuple(given.shape)
         raise ValueError(f"method 'residualvit': expected {name} of shape {shape}, got {got}")
+    return given

@@ -127,4 +127,7 @@ def _steady(variance: Tensor) -> Tensor:
 def _closeness(f: Tensor, centre: Tensor) -> Tensor:
     """float32 [S]: a sum of Gaussians of the distance between rows."""
     square = (f - centre).square().sum(-1)
-    return sum(torch.exp(square * (-1 / (2 * a))) for a in BANDWIDTHS)
+    total = torch.zeros_like(square)
+    for a in BANDWIDTHS:
+        total = total + torch.exp(square * (-1 / (2 * a)))
+    return total
