@@ -3,8 +3,8 @@ from mutant import Mutant
 MUTANTS = [
     Mutant("a carry is lost", "csrc/patchify/patchify.cuh", "place.step -= carry ? args.wrap[d] : 0;", ""),
     Mutant(
-        "strips off a word's boundary are read as words", "csrc/patchify/patchify.cuh",
-        "values == 0 && places % word == 0", "values == 0 && places % word < word", sanitize=True,
+        "one row too many is written", "csrc/patchify/patchify.cuh",
+        "if (k >= args.count)", "if (k > args.count)", sanitize=True,
     ),
     Mutant("pixels outside are read", "csrc/patchify/patchify.cuh", "inside = y < row.place.high &&", "inside ="),
     Mutant(
