@@ -132,7 +132,8 @@ def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None 
         values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), exact, reduce=reduce)
     return Packed(
         values, merged.index, merged.cu_seqlens, goal.layout, scores=merged.scores, counts=merged.counts,
-        longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first", sizes=sizes,
+        longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
+        sizes=sizes,
     )  # fmt: skip
 
 
