@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -127,7 +128,4 @@ def _steady(variance: Tensor) -> Tensor:
 def _closeness(f: Tensor, centre: Tensor) -> Tensor:
     """float32 [S]: a sum of Gaussians of the distance between rows."""
     square = (f - centre).square().sum(-1)
-    total = torch.zeros_like(square)
-    for a in BANDWIDTHS:
-        total = total + torch.exp(square * (-1 / (2 * a)))
-    return total
+    return reduce(torch.add, [torch.exp(square * (-1 / (2 * a))) for a in BANDWIDTHS])
