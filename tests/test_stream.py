@@ -71,6 +71,77 @@ def test_steps_of_two_frames_wait_for_the_second(length):
     assert stream.push(x[:, :1]).layout.total == 0  # it began anew
 
 
+RUNS = [
+    {"method": "temporal_merge", "threshold": 0.9},
+    {"method": "temporal_merge", "threshold": 0.9, "reduce": "first", "refresh": 5},
+    {"method": "temporal_merge", "threshold": 0.9, "reference": "last_kept"},
+    {"method": "temporal_merge", "threshold": 0.9, "reference": "run_mean"},
+    {"method": "dtd", "threshold": 0.9},
+]
+
+
+def lasting(videos=2, frames=12, dtype=torch.float32):
+    """Tokens that change now and then, and a little all the time."""
+    jumps = (torch.rand(videos, frames, 6, 1) < 0.3).cumsum(1)
+    base = torch.randn(videos, frames + 1, 6, 9).gather(1, jumps.expand(-1, -1, -1, 9))
+    return (base + 0.05 * torch.randn(videos, frames, 6, 9)).to(dtype)
+
+
+def sorted_runs(pieces, videos):
+    """(position, weight, value) of each video's runs, over all pieces."""
+    found = [[] for _ in range(videos)]
+    for piece in pieces:
+        bounds = piece.cu_seqlens.tolist()
+        for v in range(videos):
+            for k in range(bounds[v], bounds[v + 1]):
+                found[v].append((*piece.positions[k].tolist(), piece.weight[k].item(), piece.values[k].tolist()))
+    return [sorted(rows) for rows in found]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", RUNS, ids=lambda s: " ".join(map(str, s.values())))
+def test_runs_split_anywhere(settings, dtype):
+    x = lasting(dtype=dtype)
+    whole = compress(x, **settings)
+    want = sorted_runs([whole], 2)
+    assert 12 < sum(map(len, want)) < 144
+    for cuts in [c for n in (1, 2) for c in combinations(range(13), n)] + [tuple(range(1, 12)), (5, 5, 5)]:
+        stream = Stream(**settings)
+        pieces = [*map(stream.push, chunks(x, cuts)), stream.flush()]
+        assert sorted_runs(pieces, 2) == want, cuts
+
+
+def test_runs_say_what_joined_them():
+    x = lasting()
+    stream = Stream("temporal_merge", threshold=0.9)
+    stream.push(x[:, :5])
+    packed = stream.push(x[:, 5:]).trim()
+    rows = x[:, 5:].flatten(0, 2)
+    inside = packed.assignment.view(2, 8, 6)[:, 1:].flatten()
+    began = packed.positions[:, 0] >= 5
+    assert began.any() and (~began).any()
+    for k in torch.nonzero(began).flatten().tolist():
+        members = rows[inside == k]
+        assert members.shape[0] == packed.weight[k]
+        assert torch.allclose(packed.values[k], members.mean(0), atol=1e-6)
+
+
+def test_a_row_of_runs_can_begin_anew_and_be_kept(tmp_path):
+    x = lasting()
+    stream = Stream("temporal_merge", threshold=0.9)
+    first = stream.push(x[:, :5])
+    other = Stream("temporal_merge", threshold=0.9)
+    other.load_state_dict(stream.state_dict())
+    rest = [stream.push(x[:, 5:]), stream.flush()]
+    assert sorted_runs([first, *rest], 2) == sorted_runs([compress(x, method="temporal_merge", threshold=0.9)], 2)
+    other.reset([1])
+    anew = sorted_runs([other.push(x[:, 5:]), other.flush()], 2)
+    assert anew[0] == sorted_runs(rest, 2)[0]
+    assert anew[1] == sorted_runs([compress(x[1:, 5:], method="temporal_merge", threshold=0.9)], 1)[0]
+    with pytest.raises(ValueError, match="expected what state_dict"):
+        Stream(patch=4, threshold=1.0).load_state_dict(other.state_dict() | {"rows": torch.zeros(1)})
+
+
 @pytest.mark.parametrize("cut", range(13))
 def test_windows_have_their_own_budget(cut):
     tokens = torch.randn(2, 12, 5, 7)
@@ -129,8 +200,8 @@ def test_memory_does_not_grow():
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda: Stream(patch=4), "expected a window, or a threshold with a gate method"),
-        (lambda: Stream("evs", threshold=0.5), "expected a window, or a threshold with a gate method"),
+        (lambda: Stream(patch=4), "expected a window, or a threshold and a method"),
+        (lambda: Stream("evs", threshold=0.5), "expected a window, or a threshold and a method"),
         (lambda: Stream(patch=4, tubelet=2, window=3, budget=1), "expected a window of whole steps of 2 frames, got 3"),
         (lambda: Stream(patch=4, threshold=1.0, residual=True), "expected residual=False"),
         (lambda: Stream("nothing", window=3), "expected one of the methods"),

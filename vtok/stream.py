@@ -13,6 +13,7 @@ from vtok.compress import compress, make_goal
 from vtok.gate import PatchGate, gate_patches
 from vtok.layout import whole_number
 from vtok.packed import Packed
+from vtok.run_scan import SCANS, RunScan, State
 
 AMOUNTS = ("threshold", "capacity", "min_per_frame")
 
@@ -20,15 +21,16 @@ AMOUNTS = ("threshold", "capacity", "min_per_frame")
 class Stream:
     """Compress B videos while they arrive, a chunk of frames at a time, in constant memory.
 
-    With a ``threshold`` and a gate method the state of the gate is carried on: chunks of any lengths give bit for bit
-    the rows of the video in one piece. With a ``window`` each window of that many frames is a video of its own, so a
-    ``budget`` counts per window; what fills no window yet waits.
+    With a ``threshold`` and a gate method, ``temporal_merge`` or ``dtd`` the state is carried on: chunks of any lengths
+    give bit for bit the rows of the video in one piece. A run of tokens comes out when it is over, so after rows that
+    began later at other sites; ``flush`` closes those that are open. With a ``window`` each window of that many frames
+    is a video of its own, so a ``budget`` counts per window; what fills no window yet waits.
 
     Args:
         method: a name in ``vtok.methods``.
         window: frames of a window, whole steps.
         settings: those of ``vtok.gate_patches`` for a gate method, of ``vtok.compress`` for another, but for
-            ``residual``: the row before may be long gone.
+            ``residual``: the row before may be long gone. A scan of runs takes its threshold and the method's options.
 
     Raises ValueError or TypeError for settings that do not go together.
     """
@@ -37,8 +39,9 @@ class Stream:
         self.gates = methods.get(method).kind == "gate"
         self.tubelet = settings.get("tubelet", 1) if self.gates else 1
         self.window = None if window is None else whole_number("window", window, least=1)
-        if self.window is None and not (self.gates and settings.get("threshold") is not None):
-            raise ValueError("expected a window, or a threshold with a gate method, which carries its state on")
+        carries = self.gates or method in SCANS
+        if self.window is None and not (carries and settings.get("threshold") is not None):
+            raise ValueError("expected a window, or a threshold and a method that carries its state on")
         if self.window is not None and self.window % self.tubelet:
             raise ValueError(f"expected a window of whole steps of {self.tubelet} frames, got {self.window}")
         if settings.get("residual"):
@@ -46,8 +49,12 @@ class Stream:
         self.method, self.settings = method, settings
         self._pending: Tensor | None = None
         self._step: Tensor | None = None
-        self._state: list[Tensor] | None = None
-        if self.window is None:
+        self._state: State | None = None
+        self._runs = self._gate = None
+        if self.window is None and not self.gates:
+            methods.get(method).check_options({k: v for k, v in settings.items() if k != "threshold"})
+            self._runs = RunScan(**settings, **SCANS[method])
+        elif self.window is None:
             self._amount: dict[str, Any] = {"capacity": None, "min_per_frame": 0}
             self._amount |= {name: settings[name] for name in AMOUNTS if name in settings}
             self._gate = PatchGate.of(method=method, **{k: v for k, v in settings.items() if k not in AMOUNTS})
@@ -74,12 +81,15 @@ class Stream:
         x = self._pending
         missing = -x.shape[1] % self.tubelet
         x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], 1)
-        packed = self._take(x, max(x.shape[1], 1))
+        packed = self._take(x, max(x.shape[1], 1), closing=True)
         self.reset()
         return packed
 
     def reset(self, videos: Sequence[int] | None = None) -> None:
-        """Begin anew: all videos, or the given rows of the batch, which then begin between two chunks."""
+        """Begin anew: all videos, or the given rows of the batch, which then begin between two chunks.
+
+        What is open at their sites is forgotten, not returned.
+        """
         if videos is None:
             self._pending, self._step, self._state = None, None, None
             return
@@ -91,22 +101,24 @@ class Stream:
         rows[list(videos)] = True
         self._step = self._step.masked_fill(rows, 0)
         if self._state is not None:
-            self._state = [self._state[0], self._state[1].masked_fill(rows, 0)]
+            self._state["seen"] = self._state["seen"].masked_fill(rows, 0)
+        if self._state is not None and "count" in self._state:
+            count = self._state["count"].unflatten(0, (rows.shape[0], -1))
+            self._state["count"] = count.masked_fill(rows[:, None], 0).flatten()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next chunk depends on, as tensors."""
-        state = {"pending": self._pending, "step": self._step}
-        if self._state is not None:
-            state |= {"reference": self._state[0], "seen": self._state[1]}
+        state = {"pending": self._pending, "step": self._step, **(self._state or {})}
         return {name: tensor for name, tensor in state.items() if tensor is not None}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where another stream of the same settings stood."""
-        unknown = sorted(set(state) - {"pending", "step", "reference", "seen"})
-        if unknown or ("pending" in state) != ("step" in state) or ("reference" in state) != ("seen" in state):
+        carried = {"rows", "length", "seen", "total", "count", "head"} if self._runs else {"reference", "seen"}
+        own = set(state) - {"pending", "step"}
+        if (own and (own != carried or self.window)) or len(own & set(state)) + 2 * ("step" in state) != len(state):
             raise ValueError(f"expected what state_dict() returned, got {sorted(state)}")
         self._pending, self._step = state.get("pending"), state.get("step")
-        self._state = [state["reference"], state["seen"]] if "seen" in state else None
+        self._state = {name: state[name] for name in carried} if own else None
 
     def _expect_alike(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.dim() < 4:
@@ -120,14 +132,19 @@ class Stream:
                     f"got {now.dtype} {tuple(now.shape)}"
                 )
 
-    def _take(self, x: Tensor, step: int) -> Packed:
+    def _take(self, x: Tensor, step: int, closing: bool = False) -> Packed:
         """Decide about whole steps or windows."""
         videos, frames = x.shape[:2]
         begin = x.new_zeros(videos, dtype=torch.int64) if self._step is None else self._step
         self._step = begin + frames // self.tubelet
-        if self.window is None:
+        if self._runs is not None:
+            packed, self._state = self._runs(x, self._state, begin, closing)
+            return packed
+        if self._gate is not None:
             goal = make_goal(self._gate.layout(x), None, None, **self._amount)
-            packed, self._state = self._gate(x, goal, self._amount["threshold"], self._state)
+            before = self._state and [self._state["reference"], self._state["seen"]]
+            packed, after = self._gate(x, goal, self._amount["threshold"], before)
+            self._state = dict(zip(("reference", "seen"), after, strict=True))
         else:
             pieces = frames // step
             x = x.reshape(videos * pieces, step if pieces else self.window, *x.shape[2:])
