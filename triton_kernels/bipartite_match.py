@@ -9,7 +9,7 @@ import triton.language as tl
 from vtok.ops import _rooms
 from vtok.triton_kernels._canonical import cosine
 
-TILE = 64  # sources and destinations of a tile
+SOURCES, DESTINATIONS, STEP = 64, 32, 16  # rows and columns of the tiles that meet
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def match_order(x):
 @triton.jit
 def match_kernel(
     rows, cu_seqlens, best, target, count, D, stride, segments, depth, split, protected, eps, span,
-    TILE: tl.constexpr, STEP: tl.constexpr,
+    SOURCES: tl.constexpr, DESTINATIONS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     v, high = tile * 0, tile * 0 + segments  # the last segment whose first tile is this one or an earlier one
@@ -40,20 +40,20 @@ def match_kernel(
     begin = match_bound(cu_seqlens, v, count)
     size = tl.maximum(match_bound(cu_seqlens, v + 1, count) - begin, 0)
     guarded = tl.minimum(size, protected)
-    number = guarded - guarded // split + (tile - begin // span - v) * TILE + tl.arange(0, TILE)
+    number = guarded - guarded // split + (tile - begin // span - v) * SOURCES + tl.arange(0, SOURCES)
     looks = number < size - size // split
     source = begin + number + number // (split - 1)
     a_row = rows + tl.where(looks, source, 0) * stride
     column = tl.arange(0, STEP)
-    found = tl.full((TILE,), -2147483648, tl.int32)
-    at = tl.full((TILE,), -1, tl.int64)
-    for first in range(guarded // split, size // split, TILE):
-        other = first + tl.arange(0, TILE)
+    found = tl.full((SOURCES,), -2147483648, tl.int32)
+    at = tl.full((SOURCES,), -1, tl.int64)
+    for first in range(guarded // split, size // split, DESTINATIONS):
+        other = first + tl.arange(0, DESTINATIONS)
         receives = other < size // split
         destination = begin + other * split + split - 1
         b_row = rows + tl.where(receives, destination, 0) * stride
-        dots = tl.zeros((TILE, TILE), tl.float32)
-        norm_a, norm_b = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+        dots = tl.zeros((SOURCES, DESTINATIONS), tl.float32)
+        norm_a, norm_b = tl.zeros((SOURCES,), tl.float32), tl.zeros((DESTINATIONS,), tl.float32)
         for start in range(0, D, STEP):
             inside = (column < D - start)[None, :]
             a = tl.load(a_row[:, None] + (start + column)[None, :], mask=looks[:, None] & inside, other=0)
@@ -85,9 +85,9 @@ def bipartite_match(
     best = rows.new_full((count,), float("-inf"), dtype=torch.float32)
     target = torch.arange(count, dtype=torch.int64, device=rows.device)
     if count and segments:
-        span = TILE + TILE // (split - 1)  # rows of a segment that hold at most TILE sources
+        span = SOURCES + SOURCES // (split - 1)  # rows of a segment that hold at most SOURCES sources
         match_kernel[(count // span + segments,)](
             rows, cu_seqlens.contiguous(), best, target, count, D, rows.stride(0), segments, segments.bit_length(),
-            split, protected, eps, span, TILE=TILE, STEP=32, num_warps=8, enable_fp_fusion=False,
+            split, protected, eps, span, SOURCES=SOURCES, DESTINATIONS=DESTINATIONS, STEP=STEP, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return best, target
