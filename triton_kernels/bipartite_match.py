@@ -88,6 +88,7 @@ def bipartite_match(
         span = SOURCES + SOURCES // (split - 1)  # rows of a segment that hold at most SOURCES sources
         match_kernel[(count // span + segments,)](
             rows, cu_seqlens.contiguous(), best, target, count, D, rows.stride(0), segments, segments.bit_length(),
-            split, protected, eps, span, SOURCES=SOURCES, DESTINATIONS=DESTINATIONS, STEP=STEP, num_warps=4, enable_fp_fusion=False,
+            split, protected, eps, span, SOURCES=SOURCES, DESTINATIONS=DESTINATIONS, STEP=STEP,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return best, target

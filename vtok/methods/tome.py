@@ -25,7 +25,8 @@ def tome(
 
     In a round the even tokens of a segment look among its odd ones, and the r whose best cosine is largest join what
     they found (ties to the lower token, NaN last); several may join one. A round can halve a segment; where more has to
-    go, further rounds follow on the merged tokens, compared by the float32 means of what has joined them.
+    go, further rounds follow on the merged tokens, compared by the float32 means of what has joined them,
+    weighted by the call's ``weights``.
 
     Args:
         protected: the first tokens of each segment, which never merge (a class token).
@@ -78,7 +79,7 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, 
     if clip is not None and bounds.shape[0] == layout.videos * (1 + bool(layout.extra_rows)) + 1:  # no nested budget
         (bounds, quotas), pairs = clips(layout, goal.plan, clip), clips_on_host(layout, pairs, clip)
     totals = rounds(name, pairs, protected)
-    x, weight = metric.float() if len(totals) > 1 else metric, None
+    x, weight = metric.float() if len(totals) > 1 else metric, goal.sizes
     index = torch.arange(layout.total, dtype=torch.int64, device=metric.device)
     assignment = index
     for total in totals:
