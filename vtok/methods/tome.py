@@ -47,27 +47,6 @@ def tome(
     return join("tome", tokens if metric is None else metric, layout, goal, protected, 1 if per == "frame" else None)
 
 
-@register("videochat_flash", kind="merge")
-def videochat_flash(tokens: Tensor, layout: Layout, goal: Goal, *, clip: int = 4, head_dim: int = 64) -> Merged:
-    """``tome`` within clips of some frames, compared by the mean of the tokens' heads.
-
-    Args:
-        clip: frames of a clip; the last one of a video may be shorter. A clip that starts at frame a and ends before b
-            keeps ⌊K·b/T⌋ - ⌊K·a/T⌋ of the K rows of its video of T frames.
-        head_dim: channels of a head; the number of channels is a multiple of it.
-
-    The release keeps 16 tokens of each frame (a budget of 16·T rows), clips of 4 frames, heads of 64 channels; ``tome``
-    says where its order differs.
-
-    Source: the projector of VideoChat-Flash.
-    """
-    if clip < 1 or head_dim < 1 or tokens.shape[1] % head_dim:
-        got = f"clip {clip} and head_dim {head_dim}"
-        raise ValueError(f"method 'videochat_flash': expected tokens of whole heads in clips, got {got}")
-    heads = tokens.unflatten(1, (-1, head_dim))
-    return join("videochat_flash", heads.mean(1, dtype=torch.float32), layout, goal, 0, clip)
-
-
 def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, clip: int | None) -> Merged:
     """The rounds that bring each segment of the plan, or each clip of some frames, down to its quota."""
     if goal.plan is None:
