@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtok import Layout, compress, ops
+from vtok import Layout, compress
 from vtok.decide import Plan
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -52,12 +52,13 @@ def test_as_the_original(name):
     assert sorted(order.tolist()) == list(range(videos * left)), "a group of the original is none here"
     # Its second round: its own rows, in its own order, with the sizes they have.
     x, kept = golden["out_x1"].flatten(0, 1), golden["out_x2"].shape[1]
-    second = compress(x, Layout.from_grid([(1, 1, left)] * videos), budget=kept, method="tome", protected=protected)
-    members, offsets = ops.group(second.assignment, videos * kept)
-    values, weight = ops.merge(x, members, offsets, golden["out_size1"].flatten())
+    second = compress(
+        x, Layout.from_grid([(1, 1, left)] * videos), budget=kept, method="tome", protected=protected,
+        weights=golden["out_size1"].flatten(),
+    )  # fmt: skip
     for v in range(videos):
         part = slice(v * kept, (v + 1) * kept)
-        got = torch.cat([values[part], weight[part, None]], 1)
+        got = torch.cat([second.values[part], second.weight[part, None]], 1)
         assert same_rows(got, torch.cat([golden["out_x2"][v], golden["out_size2"][v]], 1))
 
 
@@ -127,6 +128,20 @@ def test_frames_keep_their_share(how):
     kept = packed.assignment >= 0
     assert torch.equal(frame[packed.index[packed.assignment[kept]]], frame[kept])
     assert torch.equal(~kept, torch.tensor([0, 0, 0, want[3] == 0, 0], dtype=torch.bool)[frame])
+
+
+def test_rounds_by_hand_are_rounds_within():
+    """A budget in two calls, the second with the weights of the first, is that budget in one."""
+    tokens = torch.randn(1, 1, 32, 4)
+    first = compress(tokens, budget=16, method="tome")
+    second = compress(first.values, Layout.from_grid([(1, 1, 16)]), budget=8, method="tome", weights=first.weight)
+    third = compress(second.values, Layout.from_grid([(1, 1, 8)]), budget=3, method="tome", weights=second.weight)
+    once, one_less = compress(tokens, budget=3, method="tome"), compress(
+        first.values, Layout.from_grid([(1, 1, 16)]), budget=3, method="tome", weights=first.weight
+    )  # fmt: skip
+    for rounds in (first.then(second.then(third)), first.then(one_less)):
+        assert torch.equal(rounds.assignment, once.assignment) and torch.equal(rounds.index, once.index)
+        assert torch.allclose(rounds.values, once.values, atol=1e-5) and torch.equal(rounds.weight, once.weight)
 
 
 def test_nan_joins_last():

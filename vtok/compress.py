@@ -79,6 +79,7 @@ def compress(
         budget = own_budget(layout, chosen, options)
     goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
     expect_sizes(weights, layout)
+    goal.sizes = weights
     if scores is None and chosen.kind == "merge":
         return move(rows, chosen.call(rows.detach(), layout, goal, **options), goal, weights)
     score = score_rows(rows, layout, goal.plan, chosen, scores, options)

@@ -158,6 +158,7 @@ class Goal:
     Fields:
         rows: rows of the output.
         longest: those of the longest video at most.
+        sizes: float32 [S], how many rows each row already stands for, or None for one each.
     """
 
     layout: Layout
@@ -166,6 +167,7 @@ class Goal:
     rows: int
     longest: int
     floor: Floor | None = None
+    sizes: Tensor | None = None
 
     def choose(self, scores: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows by score [S], or under a threshold those in ``keep`` bool [S] where it is given.

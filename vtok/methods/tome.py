@@ -25,7 +25,8 @@ def tome(
 
     In a round the even tokens of a segment look among its odd ones, and the r whose best cosine is largest join what
     they found (ties to the lower token, NaN last); several may join one. A round can halve a segment; where more has to
-    go, further rounds follow on the merged tokens, compared by the float32 means of what has joined them.
+    go, further rounds follow on the merged tokens, compared by the float32 means of what has joined them,
+    weighted by the call's ``weights``.
 
     Args:
         protected: the first tokens of each segment, which never merge (a class token).
@@ -46,27 +47,6 @@ def tome(
     return join("tome", tokens if metric is None else metric, layout, goal, protected, 1 if per == "frame" else None)
 
 
-@register("videochat_flash", kind="merge")
-def videochat_flash(tokens: Tensor, layout: Layout, goal: Goal, *, clip: int = 4, head_dim: int = 64) -> Merged:
-    """``tome`` within clips of some frames, compared by the mean of the tokens' heads.
-
-    Args:
-        clip: frames of a clip; the last one of a video may be shorter. A clip that starts at frame a and ends before b
-            keeps ⌊K·b/T⌋ - ⌊K·a/T⌋ of the K rows of its video of T frames.
-        head_dim: channels of a head; the number of channels is a multiple of it.
-
-    The release keeps 16 tokens of each frame (a budget of 16·T rows), clips of 4 frames, heads of 64 channels; ``tome``
-    says where its order differs.
-
-    Source: the projector of VideoChat-Flash.
-    """
-    if clip < 1 or head_dim < 1 or tokens.shape[1] % head_dim:
-        got = f"clip {clip} and head_dim {head_dim}"
-        raise ValueError(f"method 'videochat_flash': expected tokens of whole heads in clips, got {got}")
-    heads = tokens.unflatten(1, (-1, head_dim))
-    return join("videochat_flash", heads.mean(1, dtype=torch.float32), layout, goal, 0, clip)
-
-
 def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, clip: int | None) -> Merged:
     """The rounds that bring each segment of the plan, or each clip of some frames, down to its quota."""
     if goal.plan is None:
@@ -78,7 +58,7 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, 
     if clip is not None and bounds.shape[0] == layout.videos * (1 + bool(layout.extra_rows)) + 1:  # no nested budget
         (bounds, quotas), pairs = clips(layout, goal.plan, clip), clips_on_host(layout, pairs, clip)
     totals = rounds(name, pairs, protected)
-    x, weight = metric.float() if len(totals) > 1 else metric, None
+    x, weight = metric.float() if len(totals) > 1 else metric, goal.sizes
     index = torch.arange(layout.total, dtype=torch.int64, device=metric.device)
     assignment = index
     for total in totals:
