@@ -359,17 +359,17 @@ def test_no_layout_leads_outside_a_tensor(host_kernels, videos, first, sites):
     cu = np.array([first, *(boundary for boundary, _, _ in videos)], dtype=np.int64)
     n = np.array([frame for _, frame, _ in videos] or [0], dtype=np.int64)
     steps = np.array([step for *_, step in videos] or [0], dtype=np.int64)
-    outputs = [np.full(size + 2, 7, dtype) for size, dtype in (
+    outputs = [np.full(size + 4, 7, dtype) for size, dtype in (
         (40, np.uint8), (40, np.float32), (sites * 6, np.float32), (sites, np.float32), (len(videos), np.int64),
         (len(videos) + 1, np.int64),
     )]  # fmt: skip
     old = (np.ones((sites, 6), dtype=np.float32), np.ones(sites, dtype=np.float32), steps)
     host_kernels.temporal_gate_float32(
         to_numpy(clip(6, torch.float32)), 40, 6, 6, cu, n, len(videos), sites, 0.5, False, True, False, 1e-8, 2,
-        *old, *(out[1:-1] for out in outputs),
+        *old, *(out[2:-2] for out in outputs),
     )  # fmt: skip
-    assert all(out[0] == out[-1] == 7 for out in outputs)
-    assert set(outputs[0][1:-1]) <= {0, 1} and not (outputs[3][1:-1] == 7).any()
+    assert all((out[[0, 1, -2, -1]] == 7).all() for out in outputs)
+    assert set(outputs[0][2:-2]) <= {0, 1} and not (outputs[3][2:-2] == 7).any()
 
 
 def test_sites_that_are_missing_or_too_many(host_kernels):
