@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from vtok.packed import Packed
 from vtok.sites import runs
 
 # method -> what it fixes of the settings below
-SCANS: dict[str, dict[str, str]] = {"temporal_merge": {}, "dtd": {"reference": "previous", "reduce": "first"}}
+SCANS: dict[str, dict[str, Any]] = {"temporal_merge": {}, "dtd": {"reference": "previous", "reduce": "first"}}
 State = dict[str, Tensor]
 
 

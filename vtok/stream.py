@@ -81,7 +81,7 @@ class Stream:
         x = self._pending
         missing = -x.shape[1] % self.tubelet
         x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], 1)
-        packed = self._take(x, max(x.shape[1], 1), closing=True)
+        packed = self._take(x, max(x.shape[1], self.tubelet), closing=True)
         self.reset()
         return packed
 
@@ -147,7 +147,7 @@ class Stream:
             self._state = dict(zip(("reference", "seen"), after, strict=True))
         else:
             pieces = frames // step
-            x = x.reshape(videos * pieces, step if pieces else self.window, *x.shape[2:])
+            x = x.reshape(videos * pieces, step, *x.shape[2:])
             packed = (gate_patches if self.gates else compress)(x, method=self.method, **self.settings)
             own = torch.arange(pieces, dtype=torch.int64, device=x.device) * (step // self.tubelet)
             begin = (begin[:, None] + own).flatten()
