@@ -308,6 +308,14 @@ def test_a_stream_in_chunks_is_the_clip(monkeypatch, clip, method, amount):
         assert account.rows == sum(min(40, len(p.frames) * account.tokens // account.frames) for p in pieces)
 
 
+def test_a_method_keeps_its_own_budget_unless_told(tmp_path, capfd, clip):
+    arguments = ["compress", clip, "--fps", 1000, "--method", "residualvit", "--out"]
+    code, said, _ = vtok_run(capfd, *arguments, tmp_path / "own")
+    assert code == 0 and f"rows out                 {4 * 12 + 8 * 2}" in said  # 4 frames of 12 patches, 8 cut to 2
+    code, said, _ = vtok_run(capfd, *arguments, tmp_path / "told", "--budget", 30)
+    assert code == 0 and "rows out                 30" in said
+
+
 def test_the_sheet_of_a_long_stream_stays_one_page():
     account, size = follow.Account(), (8, 8)
     for _ in range(40):

@@ -55,7 +55,9 @@ def _about() -> None:
 def compress(
     source: Annotated[Path, typer.Argument(metavar="VIDEO", help="Any file FFmpeg reads.")],
     budget: Annotated[str | None, typer.Option(metavar="N", help="Rows to keep.")] = None,
-    keep: Annotated[str | None, typer.Option(metavar="SHARE", help="25% or 0.25; the default is 25%.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="25% or 0.25; the default is 25%, or the method's own.")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(metavar="X", help="Keep what the method scores above X, however many rows that is.")
     ] = None,
@@ -81,7 +83,6 @@ def compress(
     force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
 ) -> None:
     """Compress the patches of a video, or an encoder's tokens of it; sheet.png and preview.mp4 show what was kept."""
-    amount = _amount(budget, keep, threshold)
     rate = _number(fps)
     if rate <= 0:
         raise Problem(f"expected --fps to be a number > 0, got {fps!r}")
@@ -90,6 +91,7 @@ def compress(
             raise Problem(f"expected {name} in [1, {video.MAX_SIDE}], got {value}")
     if method not in methods.names():
         raise Problem(f"expected --method to be one of {', '.join(methods.names())}, got {method!r}")
+    amount = _amount(budget, keep, threshold, methods.get(method).budget is not None)
     if model is not None and patch is not None:
         raise Problem("expected --patch or --encoder, whose patches have a size of their own, got both")
     if stream and (model is not None or save_tokens):
@@ -149,10 +151,12 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(main(context.args) or 0)
 
 
-def _amount(budget: str | None, keep: str | None, threshold: str | None) -> trial.Amount:
-    """Rows, a share, or a threshold."""
+def _amount(budget: str | None, keep: str | None, threshold: str | None, own: bool) -> trial.Amount:
+    """Rows, a share, or a threshold; nothing where the method has a budget of its own and no other is asked for."""
     given = {"--budget": budget, "--keep": keep, "--threshold": threshold}
     named = [name for name, text in given.items() if text is not None]
+    if not named and own:
+        return {}
     if len(named) > 1:
         raise Problem(f"expected one of --budget, --keep and --threshold, got {' and '.join(named)}")
     if threshold is not None:
