@@ -89,6 +89,6 @@ def bipartite_match(
         match_kernel[(count // span + segments,)](
             rows, cu_seqlens.contiguous(), best, target, count, D, rows.stride(0), segments, segments.bit_length(),
             split, protected, eps, span, SOURCES=SOURCES, DESTINATIONS=DESTINATIONS, STEP=STEP,
-            num_warps=4, enable_fp_fusion=False,
+            num_warps=8 if rows.dtype == torch.float64 else 4, enable_fp_fusion=False,
         )  # fmt: skip
     return best, target
