@@ -1,4 +1,4 @@
-"""patch_motion at real sizes. Predicted, not measured: 0.8 to 0.9 of an H100's copy bandwidth for 1080p frames."""
+"""patch_motion at real sizes. Predicted, not measured: 0.7 to 0.9 of an H100's copy bandwidth for 1080p frames."""
 
 from __future__ import annotations
 

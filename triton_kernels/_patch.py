@@ -101,11 +101,11 @@ def patch_distance(
         inside = (k + lane < left) & (k + lane < pw)
         s = down_rows(x + k + lane, r + k + lane, x_strides, r_strides, inside, rows, ph, FRAMES, count, 0, 0, RULE,
                       ACC, PATCHES, COLUMNS)  # fmt: skip
-        a = add_columns(a, s[0], pw - k, ACC, COLUMNS)
         if METRIC == "ssim":
-            b = add_columns(b, s[1], pw - k, ACC, COLUMNS)
             most_x, most_minus_x = most_of(most_x, s[5], pw - k, COLUMNS), most_of(most_minus_x, s[6], pw - k, COLUMNS)
             most_r, most_minus_r = most_of(most_r, s[7], pw - k, COLUMNS), most_of(most_minus_r, s[8], pw - k, COLUMNS)
+            b = add_columns(b, s[1], pw - k, ACC, COLUMNS)
+        a = add_columns(a, s[0], pw - k, ACC, COLUMNS)
         if RULE == "moments":
             aa = add_columns(aa, s[2], pw - k, ACC, COLUMNS)
             bb = add_columns(bb, s[3], pw - k, ACC, COLUMNS)
@@ -138,10 +138,9 @@ def dense_pixels(frames: torch.Tensor) -> torch.Tensor:
     return frames if frames.stride(4) == 1 or frames.shape[4] == 1 else frames.contiguous()
 
 
-def sizes(dtype: torch.dtype, pw: int, w: int) -> dict:
-    """The constants of a launch: a tile of at most 512 pixels."""
-    COLUMNS = min(triton.next_power_of_2(pw), 256)
+def sizes(dtype: torch.dtype, pw: int, tile: int) -> dict:
+    """The constants of a launch: a tile of so many pixels, as many as spill no registers."""
+    COLUMNS = min(triton.next_power_of_2(pw), 128)
     FLOAT = tl.float64 if dtype == torch.float64 else tl.float32
     ACC = tl.int64 if dtype == torch.uint8 else FLOAT
-    PATCHES = min(max(512 // COLUMNS, 1), triton.next_power_of_2(w))
-    return {"FLOAT": FLOAT, "ACC": ACC, "PATCHES": PATCHES, "COLUMNS": COLUMNS}
+    return {"FLOAT": FLOAT, "ACC": ACC, "PATCHES": tile // COLUMNS, "COLUMNS": COLUMNS}

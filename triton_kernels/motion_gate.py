@@ -32,7 +32,7 @@ def copy_patches(
 
 
 @triton.jit
-def gate_kernel(
+def motion_gate_kernel(
     frames, given, given_step, forced, next, next_step, keep, score, batch, frame, channel, row, given_batch,
     given_channel, given_frame, given_row, steps, C, H, W, h, w, blocks, tubelet, ph, pw, FRAMES, count, threshold_bits,
     refresh, EACH_FORCED: tl.constexpr, PREVIOUS: tl.constexpr, METRIC: tl.constexpr, FLOAT: tl.constexpr,
@@ -114,11 +114,11 @@ def motion_gate(
         frames, compared, constants = (
             dense_pixels(frames),
             tubelet if span == "whole" else 1,
-            sizes(frames.dtype, pw, w),
+            sizes(frames.dtype, pw, 128),
         )
         given = None if state_frames is None else dense_pixels(state_frames)
         blocks = triton.cdiv(w, constants["PATCHES"])
-        gate_kernel[(blocks * h * B,)](
+        motion_gate_kernel[(blocks * h * B,)](
             frames, given, None if state_step is None else state_step.contiguous(),
             None if forced is None else forced.contiguous(), state, step, keep, score, *frames.stride()[:4],
             *(state if given is None else given).stride()[:4], T, C, H, W, h, w, blocks, tubelet, ph, pw, compared,

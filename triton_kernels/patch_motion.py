@@ -44,7 +44,7 @@ def patch_motion(
     scores = frames.new_empty(B, T, h, w, dtype=_canonical.accumulator(frames.dtype))
     if B * T:
         frames, (ph, pw), compared = dense_pixels(frames), patch, tubelet if span == "whole" else 1
-        constants = sizes(frames.dtype, pw, w)
+        constants = sizes(frames.dtype, pw, 128 if frames.dtype == torch.float64 else 256)
         blocks = triton.cdiv(w, constants["PATCHES"])
         motion_kernel[(blocks * h * T * B,)](
             frames, scores, *frames.stride()[:4], T, *frames.shape[3:], h, w, blocks, tubelet, ph, pw, compared,

@@ -26,7 +26,7 @@ VTOK_DEVICE void copy_column(const PatchVideo& video, const PatchStrip& strip, c
 }
 
 template <class T, class Word, PatchKind kKind>
-__global__ void __launch_bounds__(kPatchThreads, 3) gate_kernel(MotionGate gate, int64_t patches) {
+__global__ void __launch_bounds__(kPatchThreads, 3) motion_gate_kernel(MotionGate gate, int64_t patches) {
   using A = accumulator_t<T>;
   using Shared = PatchShared<T, Word, kKind>;
   using Kept = bool[kPatchThreads];
@@ -88,8 +88,8 @@ cudaError_t motion_gate_launch(const MotionGate& gate, cudaStream_t stream) {
   return dispatch_patches<T>(fits, [&](auto word, auto kind) {
     using Word = decltype(word);
     const int64_t patches = strip_patches<T, Word>(gate.video), strips = ceil_div(gate.video.w, patches);
-    return VTOK_LAUNCH((gate_kernel<T, Word, decltype(kind)::value>), dim3(strips * gate.video.h * gate.video.videos),
-                       dim3(kPatchThreads), 0, stream, gate, patches);
+    return VTOK_LAUNCH((motion_gate_kernel<T, Word, decltype(kind)::value>),
+                       dim3(strips * gate.video.h * gate.video.videos), dim3(kPatchThreads), 0, stream, gate, patches);
   });
 }
 

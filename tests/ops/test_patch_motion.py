@@ -27,6 +27,7 @@ def case(name: str, frames: torch.Tensor, patch: tuple[int, int], **kwargs) -> C
 
 def cases() -> list[Case]:
     cut = {"tubelet": 2, "span": "whole", "pad": True}
+    tall = torch.tensor([0, 255, 3], dtype=torch.uint8)[None, :, None, None, None].expand(1, 3, 1, 300, 2)
     pairs = [(m, d) for m in METRICS for d in (torch.uint8, torch.float32)]
     pairs += [("ssim", torch.float16), ("ssim", torch.bfloat16)]
     return [
@@ -40,6 +41,7 @@ def cases() -> list[Case]:
         *(case(f"planted-{m}", planted(), (4, 4), metric=m) for m in METRICS),
         case("float64", video((1, 3, 2, 6, 10), torch.float64), (3, 5)),
         case("float64-ssim", video((1, 3, 2, 6, 10), torch.float64), (3, 5), metric="ssim"),
+        *(case(f"tall-{m}", tall, (300, 2), metric=m) for m in ("l1", "ssim")),
         case("one-step", video((2, 2, 1, 4, 4), torch.uint8), (2, 2), tubelet=2),
         case("no-frames", torch.empty(2, 0, 3, 4, 4), (2, 2)),
         case("no-videos", torch.empty(0, 4, 3, 4, 4, dtype=torch.uint8), (2, 2)),
