@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map_only
@@ -141,3 +143,29 @@ def test_runs_are_bit_equal(op, case):
     first = outputs(op_of(op)(*case.args, **case.kwargs))
     for _ in range(3):
         assert all(map(same_bits, outputs(op_of(op)(*case.args, **case.kwargs)), first))
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks".split()]
+    _fields_ += [("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
+
+
+def allocated() -> int:
+    """Bytes that this process holds from malloc."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    info = mallinfo()
+    return info.uordblks + info.hblkhd
+
+
+@over_ops
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_calls_leave_no_memory_behind(op):
+    """torch's conversion of a string argument would leave 48 bytes a call."""
+    case, calls = next(case for other, case in CASES if other == op), 2000
+    with torch.inference_mode():
+        for call in range(100 + calls):
+            if call == 100:
+                before = allocated()
+            op_of(op)(*case.args, **case.kwargs)
+    assert allocated() - before < 8 * calls

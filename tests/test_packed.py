@@ -166,6 +166,36 @@ def test_merged_rows():
     assert not packed.unmerge()[2].any()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_positions_by_a_rule(weighted):
+    """Three rows join one that stands in the middle, one stays alone, one row after the grid, one is dropped."""
+    layout = Layout.from_grid([(5, 1, 1)], extra_rows=1)
+    sizes = torch.tensor([1.0, 5.0, 1.0, 1.0, 1.0, 1.0]) if weighted else None
+    assignment, index = torch.tensor([0, 0, 1, 0, -1, 2]), torch.tensor([1, 2, 5])
+    packed = Packed(torch.zeros(3, 1), index, torch.tensor([0, 3]), layout, assignment=assignment, sizes=sizes)
+    time = {rule: packed.positions_by(rule)[:, 0].tolist() for rule in ("centre", "first", "mean")}
+    # (0 + 1 + 3) / 3 = 1.33 and (0 + 5·1 + 3) / 7 = 1.14
+    assert time == {"centre": [1, 2, 5], "first": [0, 2, 5], "mean": [1, 2, 5]}
+    assert torch.equal(packed.positions_by("centre"), packed.positions)
+    assert packed.mrope_positions(rule="first")[0].tolist() == [0, 2, 5]
+    with pytest.raises(ValueError, match="expected rule 'centre', 'first' or 'mean', got 'middle'"):
+        packed.positions_by("middle")
+
+
+def test_mean_positions_are_rounded_half_to_even_and_weighted():
+    tokens = torch.randn(1, 4, 6, 3)
+    runs = compress(tokens, budget=6, method="temporal_merge")
+    assert runs.positions_by("mean")[:, 0].tolist() == [2] * 6  # 1.5 each
+    first = compress(tokens, budget=6, method="temporal_merge", weights=torch.tensor([4.0] + [1.0] * 3).repeat_interleave(6))
+    assert first.positions_by("mean")[:, 0].tolist() == [1] * 6  # 6 / 7
+    assert torch.equal(first.positions_by("mean")[:, 1:], first.positions[:, 1:])
+
+
+def test_positions_by_a_rule_of_nothing():
+    _, packed = packed_by(grids=[], budget=1)
+    assert [packed.positions_by(rule).shape for rule in ("centre", "first", "mean")] == [(0, 3)] * 3
+
+
 def test_reduce_without_merging_is_take():
     tokens, packed = packed_by()
     assert packed.weight is not None

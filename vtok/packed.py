@@ -149,6 +149,31 @@ class Packed:
             is_merged=self.is_merged or later.is_merged, sizes=self.sizes,
         )  # fmt: skip
 
+    def positions_by(self, rule: str) -> Tensor:
+        """int64 [K, 3]: (t, h, w) of each output row by a rule of its own where several rows became one.
+
+        Args:
+            rule: "centre", the row that the output row stands at, as ``positions``: a cluster's centre, a run's first
+                row, the row that others joined; "first", the lowest of the rows that joined; or "mean", the mean of
+                their positions, weighted by ``sizes``, each of (t, h, w) rounded half to even.
+
+        Whole numbers, as rotary embeddings need them. A row that nobody joined keeps its own. Never syncs.
+        """
+        if rule not in ("centre", "first", "mean"):
+            raise ValueError(f"expected rule 'centre', 'first' or 'mean', got {rule!r}")
+        layout, own = self.layout, self.layout.positions(self.index)
+        if rule == "centre" or layout.total == 0:
+            return self.positions
+        members, offsets = ops.group(self.assignment, self.index.shape[0])
+        if rule == "first":
+            place = layout.positions(members[offsets[:-1].clamp(max=layout.total - 1)])
+        else:
+            every = layout.positions(torch.arange(layout.total, dtype=torch.int64, device=members.device)).double()
+            sizes = None if self.sizes is None else self.sizes.double()
+            place = ops.merge(every, members, offsets, sizes)[0].round().to(torch.int64)
+        joined = (offsets.diff() > 0)[:, None]
+        return torch.where(joined, self.positions + place - own, self.positions)  # a stream's own count from its start
+
     def size_bias(self) -> Tensor:
         """float32 [K]: the logarithm of ``weight``, -inf for padding: what proportional attention adds to its logits.
 
@@ -179,7 +204,12 @@ class Packed:
         return torch.nn.functional.pad(self.frame_counts.cumsum(0), (1, 0))
 
     def mrope_positions(
-        self, *, start: int | Tensor = 0, time_scale: int | float | Fraction = 1, renumber: bool = False
+        self,
+        *,
+        start: int | Tensor = 0,
+        time_scale: int | float | Fraction = 1,
+        renumber: bool = False,
+        rule: str = "centre",
     ) -> Tensor:
         """Rotary position ids of the output rows for models with three axes, as integers all the way.
 
@@ -188,6 +218,7 @@ class Packed:
             time_scale: ids per frame, as Qwen2.5-VL's tokens_per_second · seconds per grid step: an int, a Fraction,
                 or a float, read as the decimal it prints as. Frame t gets floor(t · time_scale).
             renumber: the number of the row in its video on all three axes, instead of where it came from.
+            rule: where a merged row stands, as in ``positions_by``.
 
         Returns:
             int64 [3, K]: time, row, column, each from ``start``; -1 for padding. Never syncs.
@@ -202,7 +233,7 @@ class Packed:
             ids = torch.arange(self.index.shape[0], device=self.index.device) - self.cu_seqlens[video]
             ids = ids.expand(3, -1)
         else:
-            t, h, w = self.positions.unbind(-1)
+            t, h, w = self.positions_by(rule).unbind(-1)
             ids = torch.stack([t * scale.numerator // scale.denominator, h, w])
         begin = start[video] if isinstance(start, Tensor) else start
         return torch.where(self.index >= 0, ids + begin, -1)

@@ -20,6 +20,11 @@ namespace vtok {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The `str` of a schema as an op's argument. torch's own conversion to std::string leaks one string a call (to 2.13).
+struct StringArg : std::string {
+  using std::string::string;
+};
+
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream out;
@@ -157,3 +162,17 @@ void dispatch_float(ScalarType type, const Body& body) {
 }
 
 }  // namespace vtok
+
+template <>
+struct torch::stable::detail::ToImpl<vtok::StringArg> {
+  static vtok::StringArg call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* characters = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+    vtok::StringArg argument(characters, length);
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return argument;
+  }
+};

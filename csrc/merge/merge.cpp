@@ -51,7 +51,7 @@ int64_t group_at(const MergeArgs& args, int64_t unit) {
 }
 
 std::tuple<Tensor, Tensor> merge(const Tensor& tokens, const Tensor& members, const Tensor& offsets,
-                                 const std::optional<Tensor>& weights, const std::string& reduce) {
+                                 const std::optional<Tensor>& weights, const StringArg& reduce) {
   check_merge(tokens, members, offsets, weights, reduce);
   expect_ascending("merge", "offsets", offsets, members.size(0), "M");
   const int64_t groups = offsets.size(0) - 1;

@@ -14,7 +14,7 @@ ScalarType merge_accumulator(const Tensor& tokens);
 namespace {
 
 std::tuple<Tensor, Tensor> merge(const Tensor& tokens, const Tensor& members, const Tensor& offsets,
-                                 const std::optional<Tensor>& weights, const std::string& reduce) {
+                                 const std::optional<Tensor>& weights, const StringArg& reduce) {
   check_merge(tokens, members, offsets, weights, reduce);
   const CudaScope scope(tokens);
   const int64_t groups = offsets.size(0) - 1;

@@ -9,8 +9,8 @@ namespace {
 constexpr int64_t kStripBytes = 96 * 1024;  // of a step of a strip: with its reference it stays in the cache
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> motion_gate(const Tensor& frames, std::vector<int64_t> patch,
-                                                       double threshold, int64_t tubelet, const std::string& metric,
-                                                       const std::string& span, const std::string& reference,
+                                                       double threshold, int64_t tubelet, const StringArg& metric,
+                                                       const StringArg& span, const StringArg& reference,
                                                        int64_t refresh, bool pad, std::optional<Tensor> forced,
                                                        std::optional<Tensor> state_frames,
                                                        std::optional<Tensor> state_step) {

@@ -7,8 +7,8 @@ namespace vtok {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> motion_gate(const Tensor& frames, std::vector<int64_t> patch,
-                                                       double threshold, int64_t tubelet, const std::string& metric,
-                                                       const std::string& span, const std::string& reference,
+                                                       double threshold, int64_t tubelet, const StringArg& metric,
+                                                       const StringArg& span, const StringArg& reference,
                                                        int64_t refresh, bool pad, std::optional<Tensor> forced,
                                                        std::optional<Tensor> state_frames,
                                                        std::optional<Tensor> state_step) {

@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t kStripBytes = 128 * 1024;  // of a step of a strip: three steps fit the second-level cache
 
-Tensor patch_motion(const Tensor& frames, std::vector<int64_t> patch, int64_t tubelet, const std::string& metric,
-                    const std::string& span, bool pad) {
+Tensor patch_motion(const Tensor& frames, std::vector<int64_t> patch, int64_t tubelet, const StringArg& metric,
+                    const StringArg& span, bool pad) {
   PatchVideo video = expect_patches("patch_motion", frames, patch, tubelet, metric, span, pad);
   Tensor scores = empty(frames, {video.videos, video.steps, video.h, video.w}, score_type(frames));
   const Tensor source = dense_pixels(frames);

@@ -6,8 +6,8 @@
 namespace vtok {
 namespace {
 
-Tensor patch_motion(const Tensor& frames, std::vector<int64_t> patch, int64_t tubelet, const std::string& metric,
-                    const std::string& span, bool pad) {
+Tensor patch_motion(const Tensor& frames, std::vector<int64_t> patch, int64_t tubelet, const StringArg& metric,
+                    const StringArg& span, bool pad) {
   PatchVideo video = expect_patches("patch_motion", frames, patch, tubelet, metric, span, pad);
   const CudaScope scope(frames);
   Tensor scores = empty(frames, {video.videos, video.steps, video.h, video.w}, score_type(frames));

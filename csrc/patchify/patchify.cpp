@@ -102,7 +102,7 @@ PatchifyRows rows_of(ScalarType from, ScalarType to) {
 Tensor patchify(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
                 const std::optional<Tensor>& reference_index, const std::optional<std::vector<double>>& mean,
                 const std::optional<std::vector<double>>& std, const std::optional<ScalarType>& dtype,
-                const std::string& order, bool pad) {
+                const StringArg& order, bool pad) {
   PatchifyCall call(frames, index, patch, tubelet, reference_index, {mean, std, dtype, order, pad});
   const PatchifyArgs args{frames.const_data_ptr(),    call.grid,
                           indices(call.sites),        call.referring ? indices(call.references) : nullptr,

@@ -28,7 +28,7 @@ void launch_patchify_from(const Tensor& frames, const PatchifyCall& call, bool c
 Tensor patchify(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
                 const std::optional<Tensor>& reference_index, const std::optional<std::vector<double>>& mean,
                 const std::optional<std::vector<double>>& std, const std::optional<ScalarType>& dtype,
-                const std::string& order, bool pad) {
+                const StringArg& order, bool pad) {
   const PatchifyCall call(frames, index, patch, tubelet, reference_index, {mean, std, dtype, order, pad});
   if (call.out.numel() == 0) return call.out;
   const bool channels_last = order == "thwc";

@@ -18,7 +18,7 @@ namespace {
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs temporal_gate(const Tensor& tokens, const Tensor& cu_seqlens, const Tensor& tokens_per_frame, int64_t sites,
-                      double threshold, const std::string& reference, const std::string& metric, double eps,
+                      double threshold, const StringArg& reference, const StringArg& metric, double eps,
                       int64_t refresh, const std::optional<Tensor>& state_rows,
                       const std::optional<Tensor>& state_weight, const std::optional<Tensor>& state_step) {
   check_temporal_gate(tokens, cu_seqlens, tokens_per_frame, sites, threshold, reference, metric, eps, refresh,

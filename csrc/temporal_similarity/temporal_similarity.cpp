@@ -43,7 +43,7 @@ void score_places(ScalarType type, const SimilarityVideo& video, int64_t begin, 
 }
 
 Tensor temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, const Tensor& tokens_per_frame,
-                           const std::string& metric, double eps) {
+                           const StringArg& metric, double eps) {
   check_temporal_similarity(tokens, cu_seqlens, tokens_per_frame, metric, eps);
   const int64_t rows = tokens.size(0), D = tokens.size(1), videos = cu_seqlens.size(0) - 1;
   expect_ascending("temporal_similarity", "cu_seqlens", cu_seqlens, rows, "S");

@@ -10,7 +10,7 @@ void check_temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, c
 namespace {
 
 Tensor temporal_similarity(const Tensor& tokens, const Tensor& cu_seqlens, const Tensor& tokens_per_frame,
-                           const std::string& metric, double eps) {
+                           const StringArg& metric, double eps) {
   check_temporal_similarity(tokens, cu_seqlens, tokens_per_frame, metric, eps);
   const CudaScope scope(tokens);
   const Tensor source = dense_rows(tokens), bounds = torch::stable::contiguous(cu_seqlens);
