@@ -190,3 +190,34 @@ def test_one_graph_with_a_plan():
     call = lambda x, layout: compress(x, layout, budget=plan, method="tome")  # noqa: E731
     packed = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")(tokens, layout)
     assert torch.equal(packed.values, call(tokens, layout).values)
+
+
+@pytest.mark.parametrize("split", [3, 5])
+def test_every_kth_token_receives(split):
+    """The release's kth_bipartite on whole groups: each of the others joins the most alike of every k-th token."""
+    torch.manual_seed(split)
+    x = torch.randn(4 * split, 8)
+    packed = compress(x[None, None], budget=4, method="tome", split=split)
+    receivers = torch.arange(split - 1, 4 * split, split)
+    unit = torch.nn.functional.normalize(x, dim=-1)
+    joins = (unit @ unit[receivers].T).argmax(1)
+    assert packed.index.tolist() == receivers.tolist()
+    assert (
+        packed.assignment.tolist()
+        == joins.where(torch.arange(4 * split) % split != split - 1, torch.arange(4 * split) // split).tolist()
+    )
+
+
+@pytest.mark.parametrize("protected", [0, 1, 4])
+@pytest.mark.parametrize("split", [2, 3, 7])
+def test_split_budgets_are_exact(split, protected):
+    tokens = torch.randn(2, 3, 7, 5)
+    for budget in range(protected + 1, 22):
+        try:
+            packed = compress(tokens, budget=budget, method="tome", split=split, protected=protected)
+        except ValueError as error:
+            assert "expected a budget of at least" in str(error)
+            assert budget < protected + split
+            continue
+        assert packed.cu_seqlens.tolist() == [0, min(budget, 21), 2 * min(budget, 21)]
+        assert packed.weight.sum() == 42

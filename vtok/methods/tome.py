@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ LARGEST = torch.finfo(torch.float32).max
 
 @register("tome", kind="merge")
 def tome(
-    tokens: Tensor, layout: Layout, goal: Goal, *, protected: int = 0, metric: Tensor | None = None, per: str = "video"
+    tokens: Tensor,
+    layout: Layout,
+    goal: Goal,
+    *,
+    protected: int = 0,
+    metric: Tensor | None = None,
+    per: str = "video",
+    split: int = 2,
 ) -> Merged:
     """Merge the pairs of tokens that are most alike: exactly as many as the budget asks for.
 
@@ -33,6 +41,8 @@ def tome(
         metric: [S, C], what is compared instead of the tokens, such as the mean of the attention keys over the heads.
         per: "video", or "frame" where every frame merges within itself: its share of the budget follows from its
             place, ⌊K·(t+1)/T⌋ - ⌊K·t/T⌋. A nested budget, one number per frame, is per frame by itself.
+        split: every so many tokens of a segment one that others join: with k > 2 the release's kth_bipartite, whose
+            single round leaves every k-th token. It drops the tokens after the last whole k; here they merge too.
 
     A row is the mean of all tokens that joined it, ``weight`` their number (ToMe's size). It stands at the last token
     that the others joined, and rows come out by that token; the release scatters them: sources that found nobody by
@@ -44,10 +54,25 @@ def tome(
     """
     if per not in ("video", "frame"):
         raise ValueError(f"method 'tome': expected per 'video' or 'frame', got {per!r}")
-    return join("tome", tokens if metric is None else metric, layout, goal, protected, 1 if per == "frame" else None)
+    pairing, clip = Pairing(protected, split), 1 if per == "frame" else None
+    return join("tome", tokens if metric is None else metric, layout, goal, pairing, clip)
 
 
-def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, clip: int | None) -> Merged:
+@dataclass(frozen=True)
+class Pairing:
+    """Which rows of a segment may leave it in a round."""
+
+    protected: int = 0
+    split: int = 2
+
+    def most(self, rows: Any) -> Any:
+        """How many of a segment's rows at most; a tensor of lengths works too. Of an odd row too many one stays."""
+        free = (rows - self.protected) * (rows > self.protected)
+        receive = (rows // self.split - self.protected // self.split) * (free > 0)
+        return free // 2 if self.split == 2 else (free - receive) * (receive > 0)
+
+
+def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing, clip: int | None) -> Merged:
     """The rounds that bring each segment of the plan, or each clip of some frames, down to its quota."""
     if goal.plan is None:
         raise ValueError(f"method {name!r}: expected a budget, got a threshold")
@@ -57,12 +82,12 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, 
     pairs = on_host(name, layout, goal.plan)
     if clip is not None and bounds.shape[0] == layout.videos * (1 + bool(layout.extra_rows)) + 1:  # no nested budget
         (bounds, quotas), pairs = clips(layout, goal.plan, clip), clips_on_host(layout, pairs, clip)
-    totals = rounds(name, pairs, protected)
+    totals = rounds(name, pairs, pairing)
     x, weight = metric.float() if len(totals) > 1 else metric, goal.sizes
     index = torch.arange(layout.total, dtype=torch.int64, device=metric.device)
     assignment = index
     for total in totals:
-        kept, joined, left = one_round(x, bounds, quotas, total, protected)
+        kept, joined, left = one_round(x, bounds, quotas, total, pairing)
         index, assignment = index[kept], through(joined, assignment)
         bounds = torch.nn.functional.pad(left.cumsum(0), (1, 0))
         if total != totals[-1]:
@@ -70,12 +95,12 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, protected: int, 
     return Merged(index, assignment, goal.plan.cu_seqlens)
 
 
-def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, pairing: Pairing) -> tuple[Tensor, Tensor, Tensor]:
     """(int64 [total] the rows that stay, int64 [S] which of them each row joins or -1, int64 [G] rows left of each)."""
     rows = bounds.diff()
-    left = torch.maximum(quotas, rows - (rows - protected).clamp(min=0) // 2).where(quotas > 0, 0)
+    left = torch.maximum(quotas, rows - pairing.most(rows)).where(quotas > 0, 0)
     leaving = bounds - torch.nn.functional.pad(left.cumsum(0), (1, 0))
-    best, target = ops.bipartite_match(x, bounds, protected=protected)
+    best, target = ops.bipartite_match(x, bounds, split=pairing.split, protected=pairing.protected)
     row = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
     score = torch.where(target == row, -torch.inf, best.nan_to_num(-LARGEST, LARGEST, -LARGEST))
     gone = ops.topk(score, bounds, leaving, x.shape[0] - total)
@@ -90,15 +115,14 @@ def through(slot: Tensor, row: Tensor) -> Tensor:
     return torch.where(row < 0, -1, slot[row.clamp(min=0)])
 
 
-def rounds(name: str, pairs: list[tuple[int, int]], protected: int) -> list[int]:
-    """Rows of all segments together after each round; a round takes at most every second row that may merge."""
+def rounds(name: str, pairs: list[tuple[int, int]], pairing: Pairing) -> list[int]:
+    """Rows of all segments together after each round; a round takes no more of a segment than may leave."""
     totals = []
     while any(rows > quota for rows, quota in pairs):
         for rows, quota in pairs:
-            if rows > quota > 0 and rows - protected < 2:
-                least = protected + 1
-                raise ValueError(f"method {name!r}: expected a budget of at least {least} rows a segment, got {quota}")
-        pairs = [(max(quota, rows - max(rows - protected, 0) // 2) if quota else 0, quota) for rows, quota in pairs]
+            if rows > quota > 0 and pairing.most(rows) == 0:
+                raise ValueError(f"method {name!r}: expected a budget of at least {rows} rows a segment, got {quota}")
+        pairs = [(max(quota, rows - pairing.most(rows)) if quota else 0, quota) for rows, quota in pairs]
         totals.append(sum(rows for rows, _ in pairs))
     return totals
 

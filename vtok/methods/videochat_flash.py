@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtok.layout import Layout
 from vtok.methods import Merged, register
-from vtok.methods.tome import join
+from vtok.methods.tome import Pairing, join
 
 if TYPE_CHECKING:
     from vtok.decide import Goal
@@ -33,4 +33,4 @@ def videochat_flash(tokens: Tensor, layout: Layout, goal: Goal, *, clip: int = 4
         got = f"clip {clip} and head_dim {head_dim}"
         raise ValueError(f"method 'videochat_flash': expected tokens of whole heads in clips, got {got}")
     heads = tokens.unflatten(1, (-1, head_dim))
-    return join("videochat_flash", heads.mean(1, dtype=torch.float32), layout, goal, 0, clip)
+    return join("videochat_flash", heads.mean(1, dtype=torch.float32), layout, goal, Pairing(), clip)
