@@ -71,7 +71,13 @@ def measure(clip: Path, fps: Fraction) -> dict[str, Any]:
     """The first ``FRAMES`` frames of the clip."""
     frames = next(video.chunks(clip, fps=fps, size=SIZE, patch=PATCH, frames=FRAMES)).frames
     found, refusals = losses(frames)
-    return {"clip": clip.name, "frames": len(frames), "size": list(frames.shape[1:3]), "mse": found, "refused": refusals}
+    return {
+        "clip": clip.name,
+        "frames": len(frames),
+        "size": list(frames.shape[1:3]),
+        "mse": found,
+        "refused": refusals,
+    }
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

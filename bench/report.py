@@ -18,7 +18,7 @@ import torch
 
 import vtok
 from vtok import _load
-from vtok.bench import measure, regress
+from vtok.bench import counts, measure, regress
 from vtok.bench.suite import BEST_ISA, COMPILE_S, Subject, measure_dispatch, measure_workload
 from vtok.bench.workload import modules
 
@@ -65,6 +65,7 @@ def measure_all(chosen: dict[str, Any], device: torch.device, quick: bool, secon
         measure_op(Subject(op, module, min(COMPILE_S, part / 2)), device, quick, time.monotonic() + part, report)
     if _load.loaded:
         _load.cpu_isa(BEST_ISA)
+    report["counts"] = counts.measure(device) if "compress" in chosen else []
     return report
 
 
@@ -173,7 +174,7 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
-    """What the table can't hold: dispatch, baselines that are missing and why, what was left out."""
+    """What the table can't hold: dispatch, what methods call, baselines that are missing and why, what was left out."""
     lines = []
     for d in report["dispatch"]:
         modes = ", ".join(f"{v:.1f} µs {mode}" for mode, v in d.items() if mode not in ("op", "device"))
@@ -190,7 +191,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
         for name, why in r.get("notes", {}).items()
     }
     left_out = [f"left out, out of time: {name}" for name in report["left_out"]]
-    return lines + sorted(notes) + left_out
+    return lines + [counts.sentence(c) for c in report.get("counts", [])] + sorted(notes) + left_out
 
 
 def show(report: dict[str, Any]) -> None:

@@ -6,12 +6,14 @@ import itertools
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vtok.bench import measure, regress, report, suite
+from vtok import methods, video
+from vtok.bench import counts, measure, quality, regress, report, suite
 from vtok.bench.measure import Variant
 from vtok.bench.readme import performance_table
 from vtok.bench.suite import Mismatch, Subject, verify
@@ -308,3 +310,55 @@ def test_performance_table_takes_the_largest_size_of_each_op(tmp_path):
 def test_readme_shows_the_committed_results():
     between = (ROOT / "README.md").read_text().split("performance:begin -->")[1].split("<!-- performance:end")[0]
     assert between.strip() == performance_table(ROOT / "bench" / "results"), "run python tools/readme.py"
+
+
+# --- counts and quality ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: (x > 0).nonzero(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: torch.repeat_interleave(x, (x > 0).long()),
+        lambda x: x.masked_fill_(x > 0, 0)[(x == 0).long()][torch.ones(4, dtype=torch.bool)],
+    ],
+)
+def test_a_wait_is_counted(waiting):
+    x = torch.randn(4)
+    with counts.Count() as counted:
+        waiting(x)
+    assert counted.syncs == 1
+
+
+def test_what_does_not_wait_is_not_counted():
+    x = torch.randn(4, 5)
+    with counts.Count() as counted:
+        x[x.argmax(0)].cumsum(0).repeat_interleave(2)
+    assert counted.syncs == 0 and counted.operators >= 4
+
+
+@pytest.mark.parametrize("method", methods.names("score", "merge"))
+def test_no_method_waits(method):
+    assert counts.count(method, CPU).syncs == 0
+
+
+def test_quality_of_a_clip():
+    """Uniform loses nothing on a static clip; a method that refuses a budget says so and has no point."""
+    frames = torch.randint(0, 256, (1, 32, 48, 3), dtype=torch.uint8).expand(8, -1, -1, -1).contiguous()
+    found, refused = quality.losses(frames)
+    assert set(found) == set(methods.names())
+    assert found["uniform"][-1] == 0 and found["temporal_merge"][-1] < 1e-12
+    assert {name for name, mse in found.items() if None in mse} == set(refused)
+
+
+def test_quality_writes_both_files(tmp_path):
+    clip, frames = tmp_path / "clip.mp4", torch.randint(0, 256, (6, 32, 48, 3), dtype=torch.uint8)
+    video.write(clip, frames.numpy(), Fraction(4))
+    assert quality.main([str(clip), "--out", str(tmp_path / "q")]) == 0
+    (measured,) = json.loads((tmp_path / "q.json").read_text())["clips"]
+    assert measured["frames"] == 6 and measured["mse"]["evs"][0] > measured["mse"]["evs"][-1]
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")

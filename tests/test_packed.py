@@ -186,7 +186,9 @@ def test_mean_positions_are_rounded_half_to_even_and_weighted():
     tokens = torch.randn(1, 4, 6, 3)
     runs = compress(tokens, budget=6, method="temporal_merge")
     assert runs.positions_by("mean")[:, 0].tolist() == [2] * 6  # 1.5 each
-    first = compress(tokens, budget=6, method="temporal_merge", weights=torch.tensor([4.0] + [1.0] * 3).repeat_interleave(6))
+    first = compress(
+        tokens, budget=6, method="temporal_merge", weights=torch.tensor([4.0] + [1.0] * 3).repeat_interleave(6)
+    )
     assert first.positions_by("mean")[:, 0].tolist() == [1] * 6  # 6 / 7
     assert torch.equal(first.positions_by("mean")[:, 1:], first.positions[:, 1:])
 
