@@ -2,8 +2,8 @@
 
     python -m vtok.bench.quality CLIP ... --out docs/quality     # writes docs/quality.json and docs/quality.png
 
-The tokens are the clip's own patches, pixels from -1 to 1. A method's loss is the mean squared error of ``unmerge()``: a
-merged patch is the mean of those it stands for, a dropped one the last kept at its site. Every method has one budget.
+The tokens are the clip's own patches, pixels from -1 to 1. A method's loss is the mean squared error of ``unmerge()``:
+a merged patch is the mean of those it stands for, a dropped one the last kept at its site. All have the same budgets.
 """
 
 from __future__ import annotations
