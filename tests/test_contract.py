@@ -148,7 +148,7 @@ def test_runs_are_bit_equal(op, case):
 class _Mallinfo(ctypes.Structure):
     """glibc's struct mallinfo2."""
 
-    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(10)]  # noqa: RUF012
+    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(10)]
 
 
 def allocated() -> int:
