@@ -18,6 +18,7 @@ def environment(folder: str) -> dict[str, str]:
     return {
         **os.environ,
         "VTOK_HOST_DIR": folder,
+        "VTOK_HOST_SEEDS": "1",  # the other orders are tried without the sanitizers
         "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:log_path={folder}/finding",
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={folder}/finding",
