@@ -10,7 +10,7 @@ import triton.language as tl
 from vtok.ops import _rooms
 from vtok.triton_kernels._canonical import div_rn
 
-ROWS, OTHERS = 32, 32  # of the tiles that meet
+ROWS, OTHERS = 64, 64  # of the tiles that meet
 LIST = 1024  # rows that a program lists at a time
 
 
@@ -61,20 +61,20 @@ def density_kernel(
     rows, valid, cu_seqlens, mean, farthest, count, D, stride, groups, depth, neighbours, denominator,
     MASKED: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    _, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
+    v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
     row = begin + tile * ROWS + tl.arange(0, ROWS)
     mine = takes_part(valid, row, end, MASKED)
     place = tl.arange(0, NEIGHBOURS)[None, :]
     least = tl.full((ROWS, NEIGHBOURS), float("inf"), tl.float32)  # in any order
-    most = tl.zeros((ROWS, OTHERS), tl.float32)
+    most = tl.zeros((ROWS,), tl.float32)
     number = begin * 0
     for first in range(begin, tl.where(begin + tile * ROWS < end, end, begin), OTHERS):
         other = first + tl.arange(0, OTHERS)
         takes = takes_part(valid, other, end, MASKED)
         q = squares(rows, stride, D, row, other, mine, takes, ROWS, OTHERS)
         number += tl.sum(takes.to(tl.int64))
-        most = tl.where(mine[:, None] & takes[None, :] & (q > most), q, most)
-        for _ in range(tl.minimum(neighbours, OTHERS)):
+        most = tl.maximum(most, tl.max(tl.where(mine[:, None] & takes[None, :], q, 0.0), 1))
+        for i in range(tl.minimum(neighbours, OTHERS)):
             x, at = tl.min(q, 1, return_indices=True)
             q = tl.where(tl.arange(0, OTHERS)[None, :] == at[:, None], float("inf"), q)
             worst, last = tl.max(tl.where(place < neighbours, least, -1.0), 1, return_indices=True)
@@ -82,13 +82,13 @@ def density_kernel(
             least = tl.where(better, x[:, None], least)
     sums = tl.zeros((ROWS,), tl.float32)
     among = tl.minimum(number, neighbours)
-    for _ in range(among):  # ascending
+    for j in range(among):  # ascending
         x, at = tl.min(least, 1, return_indices=True)
         least = tl.where(place == at[:, None], float("inf"), least)
         sums += x
     values = (among.to(tl.int64) * denominator).to(tl.float32)
     tl.store(mean + row, div_rn(sums, tl.zeros((ROWS,), tl.float32) + values), mask=mine)
-    tl.store(farthest + tl.program_id(0), tl.max(tl.max(most, 1), 0))
+    tl.store(farthest + tl.program_id(0), tl.max(most, 0))
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def delta_kernel(
     rows, valid, cu_seqlens, mean, farthest, score, count, D, stride, groups, depth, denominator,
     MASKED: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
-    _, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
+    v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
     row = begin + tile * ROWS + tl.arange(0, ROWS)
     mine = takes_part(valid, row, end, MASKED)
     m = tl.load(mean + row, mask=mine, other=0)
@@ -127,7 +127,7 @@ def delta_kernel(
     first_tile = tl.program_id(0) - tile
     for t in range(first_tile, tl.minimum(first_tile + tl.cdiv(stop - begin, ROWS), tl.num_programs(0))):
         most = tl.maximum(most, tl.load(farthest + t))
-    x = div_rn(tl.where(some != 0, nearest, most), tl.zeros((ROWS,), tl.float32) + denominator.to(tl.float32))
+    x = div_rn(tl.where(some != 0, nearest, most), tl.zeros((ROWS,), tl.float32) + tl.cast(denominator, tl.float32))
     delta = tl.where(x == 0, float("-inf"), tl.where(x == float("inf"), x, cluster_log(x) * 0.5))
     tl.store(score + row, delta - m, mask=mine)
 
@@ -213,7 +213,7 @@ def density_cluster(
     mean, farthest = rows.new_empty(count, dtype=torch.float32), rows.new_empty(tiles, dtype=torch.float32)
     chosen = rows.new_empty(count, dtype=torch.int8)
     about, group = (count, D, rows.stride(0)), (groups, groups.bit_length())
-    options = {"MASKED": valid is not None, "ROWS": ROWS, "OTHERS": OTHERS, "enable_fp_fusion": False}
+    options = {"MASKED": valid is not None, "ROWS": ROWS, "OTHERS": OTHERS, "num_warps": 8, "enable_fp_fusion": False}
     density_kernel[(tiles,)](
         rows, mask, cu_seqlens, mean, farthest, *about, *group, neighbours, max(D, 1), **options,
         NEIGHBOURS=triton.next_power_of_2(neighbours),

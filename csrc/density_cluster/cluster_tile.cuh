@@ -7,7 +7,7 @@
 
 namespace vtok {
 
-constexpr int kClusterTile = 64, kClusterDepth = 32;                        // rows and columns of a tile
+constexpr int kClusterTile = 64, kClusterDepth = 32;                          // rows and columns of a tile
 constexpr int kClusterSide = 16, kClusterEach = kClusterTile / kClusterSide;  // threads along a side, rows of each
 constexpr int kClusterThreads = kClusterSide * kClusterSide;
 constexpr int kClusterPitch = kClusterDepth + 4;  // 16-byte reads of 8 neighbouring rows meet no bank twice
@@ -56,7 +56,8 @@ VTOK_DEVICE ClusterGroup group_of_tile(const ClusterArgs<T>& args, int64_t tile)
     if (first_cluster_tile(args, middle) <= tile) low = middle;
     else high = middle;
   }
-  const int64_t begin = cluster_clamp(args.cu_seqlens[low], 0, args.count), number = tile - first_cluster_tile(args, low);
+  const int64_t begin = cluster_clamp(args.cu_seqlens[low], 0, args.count),
+                number = tile - first_cluster_tile(args, low);
   return {low, begin, cluster_clamp(args.cu_seqlens[low + 1], begin, args.count), number < 0 ? 0 : number};
 }
 
@@ -76,10 +77,10 @@ struct alignas(16) ClusterFour {
 };
 
 struct alignas(16) ClusterShared {
-  float tiles[2 * kClusterTile * kClusterPitch];      // columns of rows, then of others
-  float squares[kClusterTile * (kClusterTile + 1)];   // of each row from each other
-  int64_t rows[kClusterTile], others[kClusterTile];   // where they lie, -1 where there is none
-  float means[kClusterTile];                          // of the others
+  float tiles[2 * kClusterTile * kClusterPitch];     // columns of rows, then of others
+  float squares[kClusterTile * (kClusterTile + 1)];  // of each row from each other
+  int64_t rows[kClusterTile], others[kClusterTile];  // where they lie, -1 where there is none
+  float means[kClusterTile];                         // of the others
   int64_t sums[kClusterThreads / kWarp];
 };
 
@@ -114,7 +115,8 @@ VTOK_DEVICE void add_columns(const ClusterShared& shared, int x, int y, float (&
   for (int k = 0; k < kClusterDepth; k += 4) {
     ClusterFour a[kClusterEach];
 #pragma unroll
-    for (int i = 0; i < kClusterEach; ++i) a[i] = read_columns(shared.tiles + (y + i * kClusterSide) * kClusterPitch + k);
+    for (int i = 0; i < kClusterEach; ++i)
+      a[i] = read_columns(shared.tiles + (y + i * kClusterSide) * kClusterPitch + k);
 #pragma unroll
     for (int j = 0; j < kClusterEach; ++j) {
       const ClusterFour b = read_columns(shared.tiles + (kClusterTile + x + j * kClusterSide) * kClusterPitch + k);

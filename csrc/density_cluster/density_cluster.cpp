@@ -139,8 +139,12 @@ std::tuple<Tensor, Tensor, Tensor> density_cluster(const Tensor& rows, const Ten
   Lists lists = members_of(indices(bounds), groups, valid ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr);
   std::vector<float> mean(count), nearest(count);
   std::vector<int64_t> neighbour(count);
-  const ClusterCall call{source.const_data_ptr(), source.stride(0), D, neighbours,
-                         {mean.data(), nearest.data(), neighbour.data()}, assigned};
+  const ClusterCall call{source.const_data_ptr(),
+                         source.stride(0),
+                         D,
+                         neighbours,
+                         {mean.data(), nearest.data(), neighbour.data()},
+                         assigned};
   const ClusterEntries& entry = entries(rows.scalar_type());
   find_densities(entry, call, lists);
   for (const int64_t row : lists.members) score[row] = cluster_score(mean[row], nearest[row], D);

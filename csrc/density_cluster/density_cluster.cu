@@ -26,13 +26,13 @@ std::tuple<Tensor, Tensor, Tensor> density_cluster(const Tensor& rows, const Ten
   const Tensor workspace = empty(rows, {cluster_workspace_bytes(count, groups)}, ScalarType::Byte);
   dispatch_float(rows.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    check_launch("density_cluster",
-                 cluster_launch<T>(static_cast<const T*>(source.const_data_ptr()), count, source.stride(0),
-                                   rows.size(1), indices(bounds), indices(slots), groups, k, neighbours,
-                                   valid ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr,
-                                   mutable_indices(assignment), mutable_indices(centres),
-                                   static_cast<float*>(score.mutable_data_ptr()), workspace.mutable_data_ptr(),
-                                   scope.stream()));
+    check_launch(
+        "density_cluster",
+        cluster_launch<T>(static_cast<const T*>(source.const_data_ptr()), count, source.stride(0), rows.size(1),
+                          indices(bounds), indices(slots), groups, k, neighbours,
+                          valid ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr,
+                          mutable_indices(assignment), mutable_indices(centres),
+                          static_cast<float*>(score.mutable_data_ptr()), workspace.mutable_data_ptr(), scope.stream()));
   });
   return {assignment, centres, score};
 }

@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_rank_kernel(ClusterAr
   const ClusterGroup group = group_of_tile(args, blockIdx.x);
   if (group.first() >= group.end) return;
   float farthest = 0;
-  for (int64_t t = blockIdx.x - group.tile, end = t + (group.end - group.begin + kClusterTile - 1) / kClusterTile; t < end && t < gridDim.x; ++t) {
+  for (int64_t t = blockIdx.x - group.tile, end = t + (group.end - group.begin + kClusterTile - 1) / kClusterTile;
+       t < end && t < gridDim.x; ++t) {
     const float x = args.farthest[t];
     farthest = x > farthest ? x : farthest;
   }
@@ -141,7 +142,8 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_rank_kernel(ClusterAr
     const int64_t other = first + threadIdx.x;
     shared.keys[threadIdx.x] = takes_part(args, group, other) ? cluster_key(score_of(other)) : 0;
     __syncthreads();
-    for (int j = part; j < part + kClusterTile; ++j) count += shared.keys[j] > key || (shared.keys[j] == key && first + j < row);
+    for (int j = part; j < part + kClusterTile; ++j)
+      count += shared.keys[j] > key || (shared.keys[j] == key && first + j < row);
     __syncthreads();
   }
   shared.counts[threadIdx.x] = count;
@@ -210,8 +212,8 @@ cudaError_t cluster_launch(const T* rows, int64_t count, int64_t stride, int64_t
                            int64_t* assignment, int64_t* centres, float* score, void* workspace, cudaStream_t stream) {
   auto* const near = static_cast<ClusterNear*>(workspace);
   auto* const mean = reinterpret_cast<float*>(near + count);
-  const ClusterArgs<T> args{rows,  count,      stride,  D,     cu_seqlens, cu_k, groups, k, neighbours,
-                            valid, assignment, centres, score, near,       mean, mean + count};
+  const ClusterArgs<T> args{rows,       count, stride,     D,       cu_seqlens, cu_k, groups, k,
+                            neighbours, valid, assignment, centres, score,      near, mean,   mean + count};
   const int64_t tiles = cluster_tiles(count, groups), wanted = ceil_div(kClusterBlocks, tiles + 1);
   const int64_t useful = ceil_div(count, kClusterTile) + 1, most = useful < kClusterShares ? useful : kClusterShares;
   const dim3 block(kClusterThreads), each(tiles ? tiles : 1), shared_out(tiles, wanted < most ? wanted : most);
