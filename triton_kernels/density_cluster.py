@@ -61,7 +61,7 @@ def density_kernel(
     rows, valid, cu_seqlens, mean, farthest, count, D, stride, groups, depth, neighbours, denominator,
     MASKED: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
+    _v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
     row = begin + tile * ROWS + tl.arange(0, ROWS)
     mine = takes_part(valid, row, end, MASKED)
     place = tl.arange(0, NEIGHBOURS)[None, :]
@@ -74,7 +74,7 @@ def density_kernel(
         q = squares(rows, stride, D, row, other, mine, takes, ROWS, OTHERS)
         number += tl.sum(takes.to(tl.int64))
         most = tl.maximum(most, tl.max(tl.where(mine[:, None] & takes[None, :], q, 0.0), 1))
-        for i in range(tl.minimum(neighbours, OTHERS)):
+        for _i in range(tl.minimum(neighbours, OTHERS)):
             x, at = tl.min(q, 1, return_indices=True)
             q = tl.where(tl.arange(0, OTHERS)[None, :] == at[:, None], float("inf"), q)
             worst, last = tl.max(tl.where(place < neighbours, least, -1.0), 1, return_indices=True)
@@ -82,7 +82,7 @@ def density_kernel(
             least = tl.where(better, x[:, None], least)
     sums = tl.zeros((ROWS,), tl.float32)
     among = tl.minimum(number, neighbours)
-    for j in range(among):  # ascending
+    for _j in range(among):  # ascending
         x, at = tl.min(least, 1, return_indices=True)
         least = tl.where(place == at[:, None], float("inf"), least)
         sums += x
@@ -107,7 +107,7 @@ def delta_kernel(
     rows, valid, cu_seqlens, mean, farthest, score, count, D, stride, groups, depth, denominator,
     MASKED: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
-    v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
+    _v, begin, end, tile = cluster_group(cu_seqlens, count, groups, depth, ROWS)
     row = begin + tile * ROWS + tl.arange(0, ROWS)
     mine = takes_part(valid, row, end, MASKED)
     m = tl.load(mean + row, mask=mine, other=0)

@@ -42,8 +42,7 @@ MUTANTS = [
         "(mean_a == mean_b && a < b)", "(mean_a == mean_b && a > b)",
     ),
     Mutant(
-        "a row is not among its own neighbours", "triton_kernels/density_cluster.py",
-        "takes = takes_part(valid, other, end, MASKED)\n        q = squares(rows, stride, D, row, other, mine, takes, ROWS, OTHERS)\n        number",
-        "takes = takes_part(valid, other, end, MASKED)\n        q = squares(rows, stride, D, row, other, mine, takes, ROWS, OTHERS)\n        q = tl.where(other[None, :] == row[:, None], float(\"inf\"), q)\n        number",
+        "a centre joins its twin in another slot", "triton_kernels/density_cluster.py",
+        "centre[None, :] == row[:, None], -1.0, q)", "centre[None, :] == row[:, None], 0.0, q)",
     ),
 ]  # fmt: skip
