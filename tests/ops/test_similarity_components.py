@@ -47,25 +47,29 @@ def arcs(*lengths: int) -> torch.Tensor:
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
+def case(name: str, rows: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float, **kwargs) -> Case:
+    return Case(name, (rows, cu_seqlens), {"threshold": threshold, **kwargs})  # which a graph takes as constants
+
+
 def cases() -> list[Case]:
     return [
-        *(Case(f"ragged-{D}-{str(t)[6:]}", (randn((67, D), t, "m"), RAGGED, 0.2)) for D in (2, 77) for t in FLOATS),
-        Case("float64", (randn((67, 33), torch.float64, "m"), RAGGED, 0.25)),
-        Case("513", (randn((67, 513), torch.bfloat16, "m"), RAGGED, 0.08), {"eps": 1e-3}),
-        Case("several-tiles", (randn((300, 40), torch.float16, "m"), bounds(290, 9), 0.4)),
-        Case("chain", (arcs(200, 80), bounds(200, 80), 0.9999)),
-        Case("exact-planted", (planted(), RAGGED, 0.5)),
-        Case("exact-strict", (whole_numbers(67, 4), RAGGED, 0.5)),
-        Case("exact-ties", (whole_numbers(300, 6), bounds(150, 150), 0.8)),
-        Case("exact-long", (whole_numbers(40, 600), bounds(17, 20), 0.05)),
-        Case("exact-static", (whole_numbers(1, 9).repeat(140, 1), bounds(140), 0.999)),
-        Case("exact-alone", (whole_numbers(140, 9), bounds(140), 1.0)),
-        Case("exact-all", (whole_numbers(140, 9), bounds(70, 60), -2.0)),
-        Case("exact-infinite", (whole_numbers(9, 4), bounds(5, 4), -math.inf)),
-        Case("exact-eps", (whole_numbers(67, 4), RAGGED, 0.4), {"eps": 8.0}),
-        Case("exact-no-groups", (whole_numbers(3, 8), bounds(), 0.5)),
-        Case("exact-no-rows", (torch.empty(0, 8), bounds(0, 0), 0.5)),
-        Case("exact-no-columns", (torch.empty(6, 0), bounds(6), 0.5)),
+        *(case(f"ragged-{D}-{str(t)[6:]}", randn((67, D), t, "m"), RAGGED, 0.2) for D in (2, 77) for t in FLOATS),
+        case("float64", randn((67, 33), torch.float64, "m"), RAGGED, 0.25),
+        case("513", randn((67, 513), torch.bfloat16, "m"), RAGGED, 0.08, eps=1e-3),
+        case("several-tiles", randn((300, 40), torch.float16, "m"), bounds(290, 9), 0.4),
+        case("chain", arcs(200, 80), bounds(200, 80), 0.9999),
+        case("exact-planted", planted(), RAGGED, 0.5),
+        case("exact-strict", whole_numbers(67, 4), RAGGED, 0.5),
+        case("exact-ties", whole_numbers(300, 6), bounds(150, 150), 0.8),
+        case("exact-long", whole_numbers(40, 600), bounds(17, 20), 0.05),
+        case("exact-static", whole_numbers(1, 9).repeat(140, 1), bounds(140), 0.999),
+        case("exact-alone", whole_numbers(140, 9), bounds(140), 1.0),
+        case("exact-all", whole_numbers(140, 9), bounds(70, 60), -2.0),
+        case("exact-infinite", whole_numbers(9, 4), bounds(5, 4), -math.inf),
+        case("exact-eps", whole_numbers(67, 4), RAGGED, 0.4, eps=8.0),
+        case("exact-no-groups", whole_numbers(3, 8), bounds(), 0.5),
+        case("exact-no-rows", torch.empty(0, 8), bounds(0, 0), 0.5),
+        case("exact-no-columns", torch.empty(6, 0), bounds(6), 0.5),
     ]
 
 
