@@ -51,20 +51,14 @@ std::tuple<Tensor, Tensor> bipartite_match(const Tensor& rows, const Tensor& cu_
   auto* const to = static_cast<float*>(best.mutable_data_ptr());
   auto* const at = mutable_indices(target);
   const MatchRule rule{split, guarded};
-  const MatchCall call{source.const_data_ptr(),
-                       source.stride(0),
-                       D,
-                       rule,
-                       static_cast<float>(eps),
-                       static_cast<float*>(norms.mutable_data_ptr()),
-                       to,
-                       at};
+  const DotCall of{source.const_data_ptr(), source.stride(0), D, static_cast<float*>(norms.mutable_data_ptr())};
+  const MatchCall call{of, rule, static_cast<float>(eps), to, at};
   const MatchEntries& run = entries(rows.scalar_type());
   torch::stable::parallel_for(0, count, grain(D * static_cast<int64_t>(rows.element_size())),
                               [&](int64_t begin, int64_t end) {
                                 std::fill(to + begin, to + end, -std::numeric_limits<float>::infinity());
                                 for (int64_t s = begin; s < end; ++s) at[s] = s;
-                                run.norms(call, begin, end);
+                                run.norms(of, begin, end);
                               });
   const std::vector<MatchTile> tiles = tiles_of(indices(bounds), bounds.size(0) - 1, rule);
   torch::stable::parallel_for(0, static_cast<int64_t>(tiles.size()), 1,
