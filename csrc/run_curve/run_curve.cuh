@@ -8,10 +8,10 @@
 
 namespace vtok {
 
-constexpr int kCurveSide = 16, kCurveThreads = kCurveSide * kCurveSide;  // threads along a side of a tile
-constexpr int kCurveDepth = 32, kCurvePitch = kCurveDepth + 4;           // columns of a tile; 16-byte reads of 8 rows
-                                                                         // meet no bank twice
-constexpr int64_t kCurveBlocks = 2048;                                   // blocks where the costs are on the chip
+constexpr int kCurveSide = 16, kCurveThreads = kCurveSide * kCurveSide;   // threads along a side of a tile
+constexpr int kCurveDepth = 32, kCurvePitch = kCurveDepth + 4;            // columns of a tile; 16-byte reads of 8 rows
+                                                                          // meet no bank twice
+constexpr int64_t kCurveBlocks = 2048;                                    // blocks where the costs are on the chip
 constexpr int64_t kCurveRooms = 132, kCurveRoomBytes = int64_t{1} << 30;  // else as many as there are rooms, at most
 
 template <class T>
@@ -22,9 +22,9 @@ struct CurveArgs {
   int64_t videos, frames, words;                 // frames: of the longest video; words: of a mask
   const float* weights;                          // [rows], or null
   int64_t extra_rows;
-  float *curve, *gain;  // [rows]
-  int64_t* opens;       // [rows, words]
-  char* rooms;          // one of `room` bytes for each block, or null: shared memory
+  float *curve, *gain;     // [rows]
+  int64_t* opens;          // [rows, words]
+  char* rooms;             // one of `room` bytes for each block, or null: shared memory
   int64_t room, triangle;  // triangle: where in a room the costs begin
 };
 
@@ -283,9 +283,12 @@ cudaError_t run_curve_launch(const T* tokens, int64_t rows, int64_t stride, int6
                              int64_t limit, cudaStream_t stream) {
   const CurveGrid grid = curve_grid(rows, videos, frames, limit);
   const int64_t longest = frames < rows ? frames : rows;
-  const CurveArgs<T> args{tokens,  rows,    stride,     D,     cu_seqlens, tokens_per_frame, videos,
-                          longest, curve_words(frames), weights, extra_rows, curve, gain, opens,
-                          grid.room_blocks ? workspace : nullptr, grid.room, grid.triangle};
+  const CurveArgs<T> args{tokens,    rows,         stride,
+                          D,         cu_seqlens,   tokens_per_frame,
+                          videos,    longest,      curve_words(frames),
+                          weights,   extra_rows,   curve,
+                          gain,      opens,        grid.room_blocks ? workspace : nullptr,
+                          grid.room, grid.triangle};
   const dim3 blocks(grid.x, grid.y);
   return longest > 32 ? VTOK_LAUNCH((run_curve_kernel<T, 4>), blocks, dim3(kCurveThreads), grid.shared, stream, args)
                       : VTOK_LAUNCH((run_curve_kernel<T, 2>), blocks, dim3(kCurveThreads), grid.shared, stream, args);

@@ -152,7 +152,7 @@ def expect_plan(layout: Layout, goal: Goal, exact: bool) -> Plan:
     if exact and (compiling or (layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing())):
         raise ValueError("method 'optimal': expected exact=False inside a graph: the search waits for the device")
     if plan.on_host is None and layout.grid_of_each is not None:
-        t, h, w = layout.grid_of_each
+        _, h, w = layout.grid_of_each
         rows, sites = (plan.k, layout.videos * h * w) if plan.shared else (plan.longest, h * w)
         pairs = [(rows, sites)] if layout.total else []
     elif plan.on_host is None or compiling:
