@@ -30,9 +30,11 @@ struct CurveArgs {
 
 // What a site needs once the tiles' time is over, and the triangle, which they fill.
 struct CurveRoom {
-  double *squares, *weight;  // [frames + 1], of the frames before
-  unsigned long long* masks[2];
-  float *least[2], *points, *triangle;
+  double *squares, *weight;   // [frames + 1], of the frames before
+  unsigned long long* masks;  // [2, frames, words], of an even and of an odd number of runs
+  float* least;               // [2, pitch]
+  int64_t pitch;
+  float *points, *triangle;
   int32_t* corners;
 };
 
@@ -42,15 +44,13 @@ inline int64_t curve_table_bytes(int64_t frames, int64_t words) {
 
 VTOK_DEVICE CurveRoom curve_room(char* at, int64_t triangle, int64_t frames, int64_t words) {
   CurveRoom room;
-  const int64_t filled = (frames + 3) / 4 * 4;
+  room.pitch = (frames + 3) / 4 * 4;
   room.squares = reinterpret_cast<double*>(at);
   room.weight = room.squares + frames + 1;
-  room.masks[0] = reinterpret_cast<unsigned long long*>(room.weight + frames + 1);
-  room.masks[1] = room.masks[0] + frames * words;
-  room.least[0] = reinterpret_cast<float*>(room.masks[1] + frames * words);
-  room.least[1] = room.least[0] + filled;
-  room.points = room.least[1] + filled;
-  room.corners = reinterpret_cast<int32_t*>(room.points + filled);
+  room.masks = reinterpret_cast<unsigned long long*>(room.weight + frames + 1);
+  room.least = reinterpret_cast<float*>(room.masks + 2 * frames * words);
+  room.points = room.least + 2 * room.pitch;
+  room.corners = reinterpret_cast<int32_t*>(room.points + room.pitch);
   room.triangle = reinterpret_cast<float*>(at + triangle);
   return room;
 }
@@ -83,15 +83,19 @@ VTOK_DEVICE void multiply_frames(const CurveArgs<T>& args, const CurveSite& site
   const int thread = threadIdx.x, x = thread % kCurveSide, y = thread / kCurveSide;
   const int column = thread % kCurveDepth, row = thread / kCurveDepth;
   float dots[kEach][kEach] = {}, cargo[kLoads];
+  auto* const rows = reinterpret_cast<int64_t*>(tiles + 2 * kTile * kCurvePitch);  // where they lie, -1 beyond the last
+  if (thread < 2 * kTile) {
+    const int64_t t = thread < kTile ? first + thread : other + thread - kTile;
+    rows[thread] = t < site.frames ? (site.row + t * site.step) * args.stride : -1;
+  }
+  __syncthreads();
   const auto fetch = [&](int64_t start) {
     const int64_t at = start + column;
-    const T* const from = args.tokens + site.row * args.stride + at;
-    const T zero = at < args.D ? *from : T{};
+    const T zero = at < args.D ? args.tokens[site.row * args.stride + at] : T{};
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int64_t t = i < kLoads / 2 ? first + row + i * kRows : other + row + (i - kLoads / 2) * kRows;
-      const bool inside = t < site.frames && at < args.D;
-      cargo[i] = inside ? curve_difference(from[t * site.step * args.stride], zero) : 0.0f;
+      const int64_t begin = rows[row + i * kRows];
+      cargo[i] = begin >= 0 && at < args.D ? curve_difference(args.tokens[begin + at], zero) : 0.0f;
     }
   };
   fetch(0);
@@ -146,7 +150,7 @@ VTOK_DEVICE bool fill_costs(const CurveArgs<T>& args, const CurveSite& site, con
   __syncthreads();
   const auto most = static_cast<float>(4 * room.weight[frames] * room.squares[frames]);
   const bool finite = most - most == 0;
-  float* const own = room.least[1];
+  float* const own = room.least + room.pitch;
   for (int64_t i = threadIdx.x; i < frames; i += kCurveThreads) {
     float* const row = curve_row(room.triangle, frames, i);
     const double weight = curve_weight(args, site, i);
@@ -174,9 +178,10 @@ VTOK_DEVICE bool fill_costs(const CurveArgs<T>& args, const CurveSite& site, con
 
 // The best k + 1 runs up to each last frame from the best k.
 VTOK_DEVICE void open_run(const CurveRoom& room, int64_t frames, int64_t words, int64_t k) {
-  const float* const before = room.least[(k + 1) % 2];
-  const unsigned long long* const old = room.masks[(k + 1) % 2];
-  unsigned long long* const masks = room.masks[k % 2];
+  const float* const before = room.least + (k + 1) % 2 * room.pitch;
+  float* const least = room.least + k % 2 * room.pitch;
+  const unsigned long long* const old = room.masks + (k + 1) % 2 * frames * words;
+  unsigned long long* const masks = room.masks + k % 2 * frames * words;
   for (int64_t j = k + threadIdx.x; j < frames; j += kCurveThreads) {
     const float* cost = curve_row(room.triangle, frames, k) + j;
     float best = INFINITY;
@@ -187,7 +192,7 @@ VTOK_DEVICE void open_run(const CurveRoom& room, int64_t frames, int64_t words, 
       if (sum < best) best = sum, at = i;
       cost += frames - 1 - i;
     }
-    room.least[k % 2][j] = best;
+    least[j] = best;
     for (int64_t w = 0; w < words; ++w)
       masks[j * words + w] = old[(at - 1) * words + w] | (at / kCurveWord == w ? 1ull << at % kCurveWord : 0ull);
   }
@@ -203,16 +208,17 @@ VTOK_DEVICE void run_site(const CurveArgs<T>& args, const CurveSite& site, float
   __syncthreads();
   const bool finite = fill_costs(args, site, room);
   for (int64_t j = threadIdx.x; j < frames; j += kCurveThreads) {
-    room.least[0][j] = room.triangle[j];
-    for (int64_t w = 0; w < words; ++w) room.masks[0][j * words + w] = w == 0;
+    room.least[j] = room.triangle[j];
+    for (int64_t w = 0; w < words; ++w) room.masks[j * words + w] = w == 0;
   }
   __syncthreads();
   for (int64_t k = 0; k < frames; ++k) {
     if (k > 0) open_run(room, frames, words, k);
     __syncthreads();
     for (int64_t w = threadIdx.x; w < words; w += kCurveThreads)
-      args.opens[(site.entry + k) * words + w] = static_cast<int64_t>(room.masks[k % 2][(frames - 1) * words + w]);
-    if (threadIdx.x == 0) room.points[k] = room.least[k % 2][frames - 1];
+      args.opens[(site.entry + k) * words + w] =
+          static_cast<int64_t>(room.masks[(k % 2 * frames + frames - 1) * words + w]);
+    if (threadIdx.x == 0) room.points[k] = room.least[k % 2 * room.pitch + frames - 1];
   }
   if (threadIdx.x == 0)
     write_hull(room.points, frames, finite, room.corners, args.curve + site.entry, args.gain + site.entry);
@@ -229,8 +235,9 @@ VTOK_DEVICE void write_alone(const CurveArgs<T>& args, int64_t begin, int64_t en
   }
 }
 
+// "1": to fit in one block more, ptxas would spill a few registers.
 template <class T, int kEach>
-__global__ void __launch_bounds__(kCurveThreads) run_curve_kernel(CurveArgs<T> args) {
+__global__ void __launch_bounds__(kCurveThreads, 1) run_curve_kernel(CurveArgs<T> args) {
   VTOK_DYNAMIC_SHARED(shared);
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
   char* const place = args.rooms ? args.rooms + block * args.room : shared;
@@ -259,7 +266,7 @@ struct CurveGrid {
 // Videos along x, their sites along y: the host knows no layout. `limit` is the shared memory that a block may have.
 inline CurveGrid curve_grid(int64_t rows, int64_t videos, int64_t frames, int64_t limit) {
   const int64_t longest = frames < rows ? frames : rows, table = curve_table_bytes(longest, curve_words(frames));
-  const int64_t tiles = 2 * kCurveSide * (longest > 32 ? 4 : 2) * kCurvePitch * 4;
+  const int64_t tiles = 2 * kCurveSide * (longest > 32 ? 4 : 2) * (kCurvePitch * 4 + 8);
   const int64_t costs = (longest * (longest + 1) / 2 * 4 + 15) / 16 * 16;
   CurveGrid grid;
   grid.triangle = table < tiles ? tiles : table;  // the tables take the tiles' place
