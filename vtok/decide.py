@@ -39,6 +39,7 @@ class Plan:
     Fields:
         total: rows of the layout. k: rows kept in all, extra rows included. longest: those of the longest video.
         extra_rows: rows after each grid, which are always kept.
+        shared: whether ``total_budget`` made it: a method may divide the whole budget otherwise.
         cu_seqlens: int64 [V+1], where each video starts in the output.
         segments, cu_k: int64 [G+1] each: rows [segments[g], segments[g+1]) fill the slots [cu_k[g], cu_k[g+1]).
         floor: what ``min_per_frame`` takes first, or None.
@@ -49,6 +50,7 @@ class Plan:
     k: int
     longest: int
     extra_rows: int
+    shared: bool
     cu_seqlens: Tensor
     segments: Tensor
     cu_k: Tensor
@@ -74,6 +76,7 @@ class Plan:
             k=sum(rows),
             longest=max(rows, default=extra),
             extra_rows=extra,
+            shared=total_budget is not None,
             cu_seqlens=cu_seqlens,
             segments=segments,
             cu_k=cu_k,
@@ -115,6 +118,7 @@ class Plan:
             k=total + videos * extra,
             longest=longest + extra,
             extra_rows=extra,
+            shared=total_budget is not None,
             cu_seqlens=torch.cat([zero, out_ends]),
             segments=torch.cat([zero, bounds]),
             cu_k=torch.cat([zero, slots]),

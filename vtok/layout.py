@@ -24,6 +24,7 @@ class Layout:
         total: rows in all (S), the extra rows included.
         frames: frames of all videos together (F).
         sites: sites of one frame of each video, together.
+        longest: frames of the longest video.
         cu_seqlens: int64 [V+1] on the device, where each video starts; its last value is ``total``.
         cu_frames: int64 [V+1] on the device, the number of each video's first frame.
         tokens_per_frame: int64 [V] on the device, sites of one frame.
@@ -38,6 +39,7 @@ class Layout:
     total: int
     frames: int
     sites: int
+    longest: int
     cu_seqlens: Tensor
     cu_frames: Tensor
     tokens_per_frame: Tensor
@@ -74,6 +76,7 @@ class Layout:
             total=starts[-1],
             frames=frames[-1],
             sites=sum(h * w for _, h, w in grids),
+            longest=max((t for t, _, _ in grids), default=0),
             cu_seqlens=upload(starts, device),
             cu_frames=upload(frames, device),
             tokens_per_frame=upload([h * w for _, h, w in grids], device),
@@ -90,6 +93,7 @@ class Layout:
             total=videos * t * h * w,
             frames=videos * t,
             sites=videos * h * w,
+            longest=t,
             cu_seqlens=torch.arange(videos + 1, dtype=torch.int64, device=device) * (t * h * w),
             cu_frames=torch.arange(videos + 1, dtype=torch.int64, device=device) * t,
             tokens_per_frame=torch.full((videos,), h * w, dtype=torch.int64, device=device),

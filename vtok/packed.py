@@ -30,6 +30,7 @@ class Packed:
             above K shows that rows were lost); None under a budget, which is always met exactly.
         layout: the Layout of the source rows.
         sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
+        gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
 
     positions, weight, assignment are made at the first access, without a sync.
     """
@@ -49,9 +50,10 @@ class Packed:
         assignment: Tensor | None = None,
         is_merged: bool | None = None,
         sizes: Tensor | None = None,
+        gap: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
-        self.scores, self.counts, self.sizes = scores, counts, sizes
+        self.scores, self.counts, self.sizes, self.gap = scores, counts, sizes, gap
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -265,6 +267,7 @@ class Packed:
             assignment=self._assignment,
             is_merged=self.is_merged,
             sizes=self.sizes,
+            gap=self.gap,
         )
 
     def split(self) -> list[Packed]:
@@ -327,5 +330,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes"],
+     "_positions", "_weight", "_assignment", "sizes", "gap"],
 )  # fmt: skip

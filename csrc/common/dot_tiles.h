@@ -1,9 +1,8 @@
 // Dot products of many rows with many others on the CPU. Tiles of both are widened into the cache, some columns at a
-// time, and multiplied in blocks of as many pairs as a vector has lanes: a pair's products lie in the lanes of one
-// vector, and the vectors of a block fold into one that holds the block's sums. Every pair is summed in the same order.
+// time, and multiplied block by block.
 #pragma once
 
-#include "common/isa.h"
+#include "common/dots.h"
 
 namespace vtok {
 
@@ -18,7 +17,6 @@ struct DotCall {
 namespace {
 
 constexpr int kDepth = 256;  // columns of a tile
-constexpr int kBlockRows = kLanes >= 8 ? 4 : 2, kBlockColumns = kLanes / kBlockRows;
 constexpr int kRowBlocks = kDotRows / kBlockRows, kColumnBlocks = kDotOthers / kBlockColumns;
 
 struct DotWork {
@@ -29,14 +27,6 @@ struct DotWork {
 };
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline vfloat multiply_add(vfloat a, vfloat b, vfloat sum) {
-#if defined(__AVX512F__)
-  return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#else
-  return sum + a * b;
-#endif
-}
 
 inline vfloat square_roots(vfloat x) {
 #if defined(__AVX512F__)
@@ -53,50 +43,6 @@ inline vfloat square_roots(vfloat x) {
 inline vfloat cosines(vfloat dots, vfloat norm_a, vfloat norm_b, float eps) {
   const vfloat root = square_roots(norm_a * norm_b);
   return dots / (root < eps ? vfloat{} + eps : root);
-}
-
-template <int... I>
-struct Lanes {};
-template <int kCount, int... I>
-struct FirstLanes : FirstLanes<kCount - 1, kCount - 1, I...> {};
-template <int... I>
-struct FirstLanes<0, I...> {
-  using type = Lanes<I...>;
-};
-
-// Adds the halves of each part of 2h lanes; the parts of `a` and `b` come to alternate in parts of h lanes.
-template <int h, int... I>
-inline vfloat fold_two(vfloat a, vfloat b, Lanes<I...>) {
-  return (vfloat)__builtin_shufflevector(a, b, (I / (2 * h) * 2 * h + I % h + I / h % 2 * kLanes)...) +
-         (vfloat)__builtin_shufflevector(a, b, (I / (2 * h) * 2 * h + I % h + I / h % 2 * kLanes + h)...);
-}
-
-// The sums over the lanes of 2h vectors, those of vector p in lane p in the end.
-template <int h>
-inline vfloat fold_all(vfloat* x) {
-#pragma GCC unroll 16
-  for (int p = 0; p < h; ++p) x[p] = fold_two<h>(x[p], x[p + h], typename FirstLanes<kLanes>::type());
-  if constexpr (h > 1) return fold_all<h / 2>(x);
-  else return x[0];
-}
-
-// The dot products of a block of rows of a with one of b, kDepth values apart.
-inline vfloat block_dots(const float* a, const float* b, int depth) {
-  vfloat sums[kLanes] = {};
-#pragma GCC unroll 1
-  for (int at = 0; at < depth; at += kLanes) {
-    vfloat y[kBlockColumns];
-#pragma GCC unroll 16
-    for (int j = 0; j < kBlockColumns; ++j) y[j] = load(b + j * kDepth + at);
-#pragma GCC unroll 16
-    for (int i = 0; i < kBlockRows; ++i) {
-      const vfloat x = load(a + i * kDepth + at);
-#pragma GCC unroll 16
-      for (int j = 0; j < kBlockColumns; ++j)
-        sums[i * kBlockColumns + j] = multiply_add(x, y[j], sums[i * kBlockColumns + j]);
-    }
-  }
-  return fold_all<kLanes / 2>(sums);
 }
 
 inline void widen_part(const double* from, float* to, int64_t n) {
@@ -146,8 +92,8 @@ void dots_of(const DotCall& call, int64_t rows, int64_t others, bool fresh, DotW
     for (int64_t i = 0; i < row_blocks; ++i)
       for (int64_t j = 0; j < column_blocks; ++j) {
         vfloat& dots = work.dots[i * kColumnBlocks + j];
-        dots = dots + block_dots(work.row_columns + i * kBlockRows * kDepth,
-                                 work.other_columns + j * kBlockColumns * kDepth, static_cast<int>(width));
+        dots = dots + block_dots<kDepth>(work.row_columns + i * kBlockRows * kDepth,
+                                         work.other_columns + j * kBlockColumns * kDepth, static_cast<int>(width));
       }
   }
 }
