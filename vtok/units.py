@@ -124,7 +124,8 @@ def pulled(
     own = torch.ones_like(assignment, dtype=torch.float32) if sizes is None else sizes
     total, middle = sum_members(assignment, k, own), sum_members(torch.where(core, assignment, -1), k, own)
     more = blend / (1 - blend) * (total if add else total - middle) / middle
-    factor = torch.where(middle > 0, 1 + more if add else more.clamp(min=1), 1)
+    both = (middle > 0) & (middle < total)
+    factor = torch.where(both, 1 + more if add else more.clamp(min=1), 1)
     return own * torch.where(core, pad(factor, (0, 1))[assignment], 1)
 
 
@@ -179,8 +180,9 @@ def plan_segments(bounds: Tensor, plan: Plan) -> Tensor:
 
 def without_frames(goal: Goal) -> Merged:
     """Of a batch without frames: the rows after the grids."""
-    index, cu_seqlens, counts = goal.choose(torch.zeros(goal.layout.total, device=goal.layout.device))
-    return Merged(index, slots_of(index, goal.layout), cu_seqlens, counts)
+    score = torch.full((goal.layout.total,), torch.inf, device=goal.layout.device)
+    index, cu_seqlens, counts = goal.choose(score)
+    return Merged(index, slots_of(index, goal.layout), cu_seqlens, counts, score)
 
 
 def expect_budget(name: str, goal: Goal) -> Plan:
@@ -189,13 +191,18 @@ def expect_budget(name: str, goal: Goal) -> Plan:
     return goal.plan
 
 
-@torch._dynamo.assume_constant_result
 def share_of(name: str, option: str, value: float | Fraction) -> tuple[int, int]:
     """A share in [0, 1] as numerator and denominator; a float is the decimal that it prints as."""
-    share = Fraction(str(value))
-    if not 0 <= share <= 1:
+    if not 0 <= value <= 1:
         raise ValueError(f"method {name!r}: expected {option} as a share in [0, 1], got {value}")
-    return share.numerator, share.denominator
+    # A symbolic float becomes a constant; its text would not trace.
+    return _reduced(float.fromhex(value.hex()) if isinstance(value, float) else value)
+
+
+@torch._dynamo.assume_constant_result
+def _reduced(share: float | Fraction) -> tuple[int, int]:
+    exact = Fraction(str(share))
+    return exact.numerator, exact.denominator
 
 
 def part_of(k: Tensor, share: tuple[int, int]) -> Tensor:

@@ -56,25 +56,30 @@ def scene_windows(features: Tensor, layout: Layout, *, segments: int = 8, simila
 def cluster_windows(
     features: Tensor, layout: Layout, *, ratio: tuple[int, int] = (1, 4), neighbours: int = 7
 ) -> Tensor:
-    """PruneVid's windows: the frames of a video clustered (DPC-KNN), the clusters made contiguous.
+    """PruneVid's windows: the frames of each video clustered (DPC-KNN), and the clusters made ``contiguous``.
 
-    Of T frames ⌊T·ratio⌋ clusters are made, one at least. Of each cluster its longest runs of frames stay, all of that
-    length, unless that is one frame; every other stretch goes to the longer of the runs beside it, to the earlier of
-    equals, and runs of one cluster that meet are one window. A video none of whose runs stay is one window.
-
-    ``features`` are floats [F, C], ``ratio`` a numerator and a denominator. Source: PruneVid's release.
+    Of T frames ⌊T·ratio⌋ clusters are made, one at least. ``features`` are floats [F, C], ``ratio`` a numerator and a
+    denominator. Source: PruneVid's release.
     """
-    frame, first = _frames(layout)
     frames = layout.cu_frames.diff()
     clusters = (frames * ratio[0] // ratio[1]).clamp(min=1).minimum(frames)
-    label, _, _ = ops.density_cluster(
-        features, layout.cu_frames, torch.nn.functional.pad(clusters.cumsum(0), (1, 0)), layout.frames,
-        neighbours=neighbours,
-    )  # fmt: skip
+    slots = torch.nn.functional.pad(clusters.cumsum(0), (1, 0))
+    label, _, _ = ops.density_cluster(features, layout.cu_frames, slots, layout.frames, neighbours=neighbours)
+    return contiguous(label, layout)
+
+
+def contiguous(label: Tensor, layout: Layout) -> Tensor:
+    """Windows from clusters of frames, ``label`` int64 [F] in [0, F), no two videos' the same.
+
+    Of each cluster its longest runs of frames stay, all of that length, unless that is one frame. Every other stretch
+    goes to the longer of the runs beside it, to the earlier of equals. Runs of one cluster that then meet are one
+    window. A video none of whose runs stay is one window.
+    """
+    frame, first = _frames(layout)
     run = starts_of(first | (label != label.roll(1)))
     length = window_ends(run) - run
     longest = ops.merge(length.to(torch.float32)[:, None], *ops.group(label, layout.frames), reduce="max")[0][:, 0]
-    stays = (length > 1) & (length == longest[label.clamp(min=0)])
+    stays = (length > 1) & (length == longest[label])
     before = torch.where(stays, frame, -1).cummax(0).values
     after = torch.where(stays, frame, layout.frames).flip(0).cummin(0).values.flip(0)
     video = starts_of(first)

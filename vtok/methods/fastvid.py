@@ -96,7 +96,8 @@ def fastvid(
     )
     centre = slots_of(centres, layout) >= 0
     score = torch.where(centre, 2 + squashed(density), squashed(salience) + 4 * salient)
-    index, cu_seqlens, counts = goal.choose(score.masked_fill(layout.extra_mask(), torch.inf))
+    score = score.masked_fill(layout.extra_mask(), torch.inf)
+    index, cu_seqlens, counts = goal.choose(score)
     slot = slots_of(index, layout)
     centre = centre & (slot >= 0)
     into = nearest(tokens, centre, _rows_of(scenes, bounds), _rows_of_one(plan, share))
