@@ -283,6 +283,12 @@ def test_other_kinds_of_methods(tmp_path, capfd, clip, method, amount):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
+@pytest.mark.parametrize("method", ["fastvid", "prunevid", "holitom"])
+def test_methods_of_windows(tmp_path, capfd, clip, method):
+    code, text, _ = vtok_run(capfd, "compress", clip, "--method", method, "--keep", "25%", "--out", tmp_path / "out")
+    assert code == 0 and f"PSNR, {method}" in text
+
+
 @pytest.mark.parametrize(
     "method, amount", [("grt", {"threshold": 0.05}), ("evs", {"budget": 40}), ("rlt", {"budget": 40})]
 )

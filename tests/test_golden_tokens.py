@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from vtok import Layout, compress
-from vtok.methods import dtd, vidcom2
+from vtok import Layout, compress, ops
+from vtok.methods import dtd, fastvid, vidcom2
+from vtok.sites import steps_since
+from vtok.units import pulled
+from vtok.windows import cluster_windows, frame_means, scene_windows, static_windows
 
 GOLDEN = Path(__file__).with_name("golden")
-FILES = [GOLDEN / "tokens" / f"{name}.json" for name in ("dtd", "dycoke", "framefusion", "longvu_stc", "vidcom2")]
+NAMES = ("dtd", "dycoke", "fastvid", "framefusion", "holitom", "longvu_stc", "prunevid", "vidcom2")
+FILES = [GOLDEN / "frames" / "fastvid.json", *(GOLDEN / "tokens" / f"{name}.json" for name in NAMES)]
 CASES = {case["name"]: case for file in FILES for case in json.loads(file.read_text())["cases"]}
 
 
@@ -95,3 +99,103 @@ def test_framefusion(name):
     assert torch.equal(packed.values, wide.values.to(tokens.dtype))  # rounded once, at the end
     exact = compress(tokens, [grid], method="framefusion", budget=len(packed.index), similarity=params["threshold"])
     assert torch.equal(exact.values, packed.values) and torch.equal(exact.assignment, packed.assignment)
+
+
+def lengths(windows):
+    return windows.unique(return_counts=True)[1].tolist()
+
+
+@pytest.mark.parametrize("name", named("fastvid_dyseg"))
+def test_fastvid_scenes(name):
+    golden, params = arrays(name)
+    layout = Layout.from_grid([(len(golden["in_frame_features"]), 1, 1)])
+    windows = scene_windows(golden["in_frame_features"], layout, segments=params["c"], similarity=params["tau"])
+    assert lengths(windows) == golden["out_segment_sizes"].tolist()
+
+
+@pytest.mark.parametrize("name", named("fastvid__"))
+def test_fastvid(name):
+    golden, params = arrays(name)
+    prefix, frames, n = params["prefix"], params["frames"], params["tokens_per_frame"]
+    tokens, every, blend = golden["in_hidden"][prefix : prefix + frames * n], params["dtm_p"], params["dtm_beta"]
+    packed = compress(
+        tokens, [(frames, 1, n)], method="fastvid", budget=int(n * params["retention_ratio"]) * frames,
+        attention=golden["in_attn"], features=golden["in_frame_features"], segments=params["dyseg_c"],
+        similarity=params["dyseg_tau"], contextual=params["stprune_d"], every=every, blend=blend,
+    )  # fmt: skip
+    assert torch.equal(packed.index, golden["out_kept"][prefix : -params["suffix"]] - prefix)
+    want, t, start = golden["out_rows"][prefix : -params["suffix"]], packed.positions[:, 0], 0
+    salient = torch.cat([salient_of_frame(golden["in_attn"], params, f, n) for f in range(frames)])
+    for length in golden["out_segment_sizes"].tolist():
+        slot = ((t >= start) & (t < start + length)).nonzero()[:, 0]
+        anchors = range(start + length - 1, start - 1, -every)
+        got = packed.values.clone()
+        if len(anchors) > 1:  # the release merges the whole scene into each anchor's centres
+            for anchor in anchors:
+                rows, centre = torch.arange(start * n, (start + length) * n), torch.zeros(len(tokens), dtype=torch.bool)
+                centre[packed.index[(t == anchor) & ~salient[packed.index]]] = True
+                scene = torch.tensor([0, start * n, (start + length) * n, len(tokens)])
+                into = fastvid.nearest(tokens, centre, scene).where(~salient, -1)[rows]
+                joined = torch.full((len(tokens),), -1)
+                joined[rows] = torch.searchsorted(packed.index, into).where(into >= 0, -1)
+                shares = pulled(joined, centre, len(packed.index), blend, add=True)
+                values, weight = ops.merge(tokens, *ops.group(joined, len(packed.index)), shares)
+                got[weight > 0] = values[weight > 0]
+        assert torch.allclose(got[slot], want[slot], atol=1e-5)
+        start += length
+
+
+def salient_of_frame(attention, params, frame, n):
+    some = int(n * params["retention_ratio"])
+    best = attention.view(-1, n)[frame].topk(some - int(some * params["stprune_d"])).indices
+    return torch.zeros(n, dtype=torch.bool).index_fill(0, best, True)
+
+
+@pytest.mark.parametrize("name", named("prunevid_merge"))
+def test_prunevid(name):
+    golden, params = arrays(name)
+    layout = Layout.from_grid([(params["T"], params["h"], params["w"])])
+    assert lengths(cluster_windows(frame_means(golden["in_x"], layout), layout)) == golden["out_windows"].tolist()
+    settings = {"similarity": params["threshold"], "cluster_ratio": params["cluster_ratio"]}
+    want = golden["out_tokens"]  # window by window, the static ones first
+    packed = compress(golden["in_x"], layout, budget=len(want), method="prunevid", **settings)
+    away = torch.cdist(packed.values, want, compute_mode="donot_use_mm_for_euclid_dist")
+    assert away.argmin(1).sort().values.tolist() == list(range(len(want))) and away.amin(1).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", named("holitom_static"))
+def test_holitom_of_static_tokens(name):
+    golden, params = arrays(name)
+    layout = Layout.from_grid([(params["T"], 1, params["tokens_per_frame"])])
+    alike = ops.temporal_similarity(golden["in_x"], layout.cu_seqlens, layout.tokens_per_frame)
+    windows = static_windows(steps_since(~(alike > params["tau"]), layout), layout, most=params["max_window"])
+    start, end = golden["out_windows"].T
+    assert windows.unique().tolist() == start.tolist() and lengths(windows) == (end - start + 1).tolist()
+    dynamic = int((golden["out_dynamic_counts"] * (end - start + 1)).sum())
+    packed = compress(
+        golden["in_x"], layout, method="holitom", budget=dynamic + len(golden["out_static_tokens"]),
+        similarity=params["tau"], most=params["max_window"],
+    )  # fmt: skip
+    static = packed.weight > 1
+    assert torch.equal(packed.positions[static][:, 2], golden["out_static_pos"])
+    assert torch.allclose(packed.values[static], golden["out_static_tokens"], atol=1e-6)
+    assert len(golden["in_x"]) - len(packed.index) == golden["out_total_reduced"]
+
+
+@pytest.mark.parametrize("name", named("holitom_dominant"))
+def test_holitom_of_dominant_tokens(name):
+    golden, _ = arrays(name)
+    frames, k, _ = golden["out_tokens"].shape
+    attention = golden["in_attn"].flatten()
+    packed = compress(golden["in_x"][None], budget=[[k] * frames], method="holitom", most=1, attention=attention)
+    assert torch.equal(packed.values.view_as(golden["out_tokens"]), golden["out_tokens"])
+    assert torch.equal(packed.positions[:, 2].view(frames, k), golden["out_pos"])
+
+
+@pytest.mark.parametrize("name", named("holitom_density_merge"))
+def test_holitom_of_contextual_tokens(name):
+    golden, params = arrays(name)
+    settings = {"contextual": 1.0, "blend": params["beta"], "neighbours": params["knn"]}
+    packed = compress(golden["in_x"][None, None], budget=params["clusters"], method="holitom", **settings)
+    assert torch.equal(packed.index, golden["out_pos"])
+    assert torch.allclose(packed.values, golden["out_tokens"], atol=1e-5)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 FORMAT = "vtok.Packed 1"
 TENSORS = ("values", "index", "cu_seqlens", "positions", "weight", "assignment")
-OPTIONAL = ("scores", "counts", "sizes", "gap")
+OPTIONAL = ("scores", "counts", "sizes", "shares", "gap")
 DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts"), torch.int64)
-DTYPES |= {"weight": torch.float32, "scores": torch.float32, "sizes": torch.float32, "gap": torch.float64}
+DTYPES |= dict.fromkeys(("weight", "scores", "sizes", "shares"), torch.float32) | {"gap": torch.float64}
 
 
 def save(packed: Packed, path: str | Path, *, overwrite: bool) -> None:
@@ -75,7 +75,8 @@ def _check(path: str | Path, tensors: dict[str, Tensor], layout: Layout) -> None
     rows, source, videos = index.shape[0], layout.total, layout.videos
     shapes: dict[str, Any] = {
         "values": (rows, values.shape[1]), "positions": (rows, 3), "weight": (rows,), "cu_seqlens": (videos + 1,),
-        "assignment": (source,), "scores": (source,), "sizes": (source,), "counts": (videos,), "gap": (),
+        "assignment": (source,), "scores": (source,), "sizes": (source,), "shares": (source,), "counts": (videos,),
+        "gap": (),
     }  # fmt: skip
     for name, tensor in tensors.items():
         wanted = DTYPES.get(name, tensor.dtype)

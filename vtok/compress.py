@@ -10,7 +10,7 @@ from torch import Tensor
 from vtok import methods, ops
 from vtok.decide import Floor, Goal, Plan, frame_floor
 from vtok.layout import Layout, whole_number
-from vtok.packed import Packed, sum_members
+from vtok.packed import Packed, as_weights, sum_members
 
 
 def compress(
@@ -129,12 +129,15 @@ def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None 
     if reduce == "first":
         values, weight = ops.pack(rows, merged.index), sum_members(assignment, goal.rows, sizes)
     else:
-        exact = None if sizes is None else sizes.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
-        values, weight = ops.merge(rows, *ops.group(assignment, goal.rows), exact, reduce=reduce)
+        weights = sizes if merged.shares is None else merged.shares
+        lists = ops.group(assignment, goal.rows)
+        values, weight = ops.merge(rows, *lists, as_weights(weights, rows), reduce=reduce)
+        if merged.shares is not None:
+            weight = sum_members(assignment, goal.rows, sizes)
     return Packed(
         values, merged.index, merged.cu_seqlens, goal.layout, scores=merged.scores, counts=merged.counts,
         longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
-        sizes=sizes, gap=merged.gap,
+        sizes=sizes, shares=merged.shares, gap=merged.gap,
     )  # fmt: skip
 
 

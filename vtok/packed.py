@@ -30,6 +30,7 @@ class Packed:
             above K shows that rows were lost); None under a budget, which is always met exactly.
         layout: the Layout of the source rows.
         sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
+        shares: float32 [S], what each source row weighs in the mean of its output row, or None where that is its size.
         gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
 
     positions, weight, assignment are made at the first access, without a sync.
@@ -50,10 +51,11 @@ class Packed:
         assignment: Tensor | None = None,
         is_merged: bool | None = None,
         sizes: Tensor | None = None,
+        shares: Tensor | None = None,
         gap: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
-        self.scores, self.counts, self.sizes, self.gap = scores, counts, sizes, gap
+        self.scores, self.counts, self.sizes, self.shares, self.gap = scores, counts, sizes, shares, gap
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -100,8 +102,8 @@ class Packed:
             return self.take(x)
         self._expect_source(x)
         members, offsets = ops.group(self.assignment, self.index.shape[0])
-        sizes = self.sizes.double() if self.sizes is not None and x.dtype == torch.float64 else self.sizes
-        values, _ = ops.merge(_flat(x), members, offsets, sizes)
+        weights = self.sizes if self.shares is None else self.shares
+        values, _ = ops.merge(_flat(x), members, offsets, as_weights(weights, x))
         return values.reshape(self.index.shape[0], *x.shape[1:])
 
     def _expect_source(self, x: Tensor) -> None:
@@ -148,7 +150,7 @@ class Packed:
             later.values, _through(later.index, self.index), later.cu_seqlens, self.layout,
             scores=self.scores, counts=later.counts, longest=later.longest, positions=positions,
             weight=sum_members(assignment, later.index.shape[0], self.sizes), assignment=assignment,
-            is_merged=self.is_merged or later.is_merged, sizes=self.sizes,
+            is_merged=self.is_merged or later.is_merged, sizes=self.sizes, shares=self._shares_through(later),
         )  # fmt: skip
 
     def positions_by(self, rule: str) -> Tensor:
@@ -175,6 +177,17 @@ class Packed:
             place = ops.merge(every, members, offsets, sizes)[0].round().to(torch.int64)
         joined = (offsets.diff() > 0)[:, None]
         return torch.where(joined, self.positions + place - own, self.positions)  # a stream's own count from its start
+
+    def _shares_through(self, later: Packed) -> Tensor | None:
+        """What each source row weighs in the mean that it ends up in after both rounds; None where that is its size."""
+        if self.shares is None and later.shares is None:
+            return None
+        ones = torch.ones_like(self.assignment, dtype=torch.float32)
+        weights = next((w for w in (self.shares, self.sizes) if w is not None), ones)
+        total = sum_members(self.assignment, self.index.shape[0], weights)
+        after = next((w for w in (later.shares, later.sizes) if w is not None), torch.ones_like(total))
+        each = torch.where(total == 0, 0, after / total)
+        return weights * ops.pack(each[:, None], self.assignment)[:, 0]
 
     def size_bias(self) -> Tensor:
         """float32 [K]: the logarithm of ``weight``, -inf for padding: what proportional attention adds to its logits.
@@ -267,6 +280,7 @@ class Packed:
             assignment=self._assignment,
             is_merged=self.is_merged,
             sizes=self.sizes,
+            shares=self.shares,
             gap=self.gap,
         )
 
@@ -295,6 +309,7 @@ class Packed:
             assignment=joined,
             is_merged=self.is_merged,
             sizes=None if self.sizes is None else self.sizes[source],
+            shares=None if self.shares is None else self.shares[source],
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -305,6 +320,11 @@ class Packed:
     def load(path: str | Path, device: torch.device | str = "cpu") -> Packed:
         """Read what ``save`` wrote. The file is not trusted: anything inconsistent in it is a ValueError."""
         return _file.load(path, device)
+
+
+def as_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    """float32 weights as ``ops.merge`` takes them with ``x``."""
+    return weights.double() if weights is not None and x.dtype == torch.float64 else weights
 
 
 def sum_members(assignment: Tensor, k: int, sizes: Tensor | None = None) -> Tensor:
@@ -330,5 +350,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes", "gap"],
+     "_positions", "_weight", "_assignment", "sizes", "shares", "gap"],
 )  # fmt: skip

@@ -48,6 +48,14 @@ def runs(index: Tensor, layout: Layout, stride: int = 1) -> Tensor:
     return torch.where(last >= columns.first, columns.mark[last.clamp(min=0)], -1)
 
 
+def steps_since(marked: Tensor, layout: Layout) -> Tensor:
+    """int64 [S]: steps of each row since the last marked one at its site (bool [S]), which each site begins with."""
+    if layout.total == 0:
+        return torch.zeros_like(layout.cu_seqlens[:0])
+    columns = _Columns.of(layout, torch.where(marked, 0, -1))
+    return columns.slot - columns.last()[columns.slot]
+
+
 def held(assignment: Tensor, layout: Layout) -> Tensor:
     """``assignment`` int64 [S] with each -1 replaced by the last one at its site, before the first by that one."""
     if layout.total == 0:

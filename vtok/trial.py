@@ -163,6 +163,7 @@ class _Ops(TorchDispatchMode):
         self.seen: dict[str, None] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "vtok":
-            self.seen[func.overloadpacket.__name__] = None
+        name = func.overloadpacket.__name__
+        if func.namespace == "vtok" and name in vtok.ops.__all__:  # what has kernels
+            self.seen[name] = None
         return func(*args, **(kwargs or {}))
