@@ -30,6 +30,8 @@ class Packed:
             above K shows that rows were lost); None under a budget, which is always met exactly.
         layout: the Layout of the source rows.
         sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
+        vectors: int64 [S, 2], (dy, dx) in pixels from each source row's patch to the block that it came from one step
+            earlier, of dropped rows too; None where none were looked for.
 
     positions, weight, assignment are made at the first access, without a sync.
     """
@@ -49,9 +51,10 @@ class Packed:
         assignment: Tensor | None = None,
         is_merged: bool | None = None,
         sizes: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
-        self.scores, self.counts, self.sizes = scores, counts, sizes
+        self.scores, self.counts, self.sizes, self.vectors = scores, counts, sizes, vectors
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -146,7 +149,7 @@ class Packed:
             later.values, _through(later.index, self.index), later.cu_seqlens, self.layout,
             scores=self.scores, counts=later.counts, longest=later.longest, positions=positions,
             weight=sum_members(assignment, later.index.shape[0], self.sizes), assignment=assignment,
-            is_merged=self.is_merged or later.is_merged, sizes=self.sizes,
+            is_merged=self.is_merged or later.is_merged, sizes=self.sizes, vectors=self.vectors,
         )  # fmt: skip
 
     def size_bias(self) -> Tensor:
@@ -234,6 +237,7 @@ class Packed:
             assignment=self._assignment,
             is_merged=self.is_merged,
             sizes=self.sizes,
+            vectors=self.vectors,
         )
 
     def split(self) -> list[Packed]:
@@ -261,6 +265,7 @@ class Packed:
             assignment=joined,
             is_merged=self.is_merged,
             sizes=None if self.sizes is None else self.sizes[source],
+            vectors=None if self.vectors is None else self.vectors[source],
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -296,5 +301,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes"],
+     "_positions", "_weight", "_assignment", "sizes", "vectors"],
 )  # fmt: skip
