@@ -67,7 +67,7 @@ def motion_search(
     if B * T:
         frames, (ph, pw), compared = dense_pixels(frames), patch, tubelet if span == "whole" else 1
         _, _, C, H, W = frames.shape
-        constants = sizes(frames.dtype, pw, 128 if frames.dtype == torch.float64 else 256)
+        constants = sizes(frames.dtype, pw, 128)
         blocks = triton.cdiv(w, constants["PATCHES"])
         bits = struct.unpack("<q", struct.pack("<d", room.rounded(bias, motion.dtype)))[0]
         search_kernel[(blocks * h * T * B,)](

@@ -66,7 +66,7 @@ template <class In>
 struct PatchifyRow {
   const In *own, *reference;  // the first values of the two patches; null without one
   PatchPlace place, other;
-  bool whole, aligned;  // both within the frame; the reference's values where words begin
+  bool whole;  // both within the frame, and wide words where words begin
 };
 
 template <class In, class Out>
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(Patchif
   const int64_t sites = patch_sites(args.grid), width = patch_values(args.grid);
   const auto valid = [&](int64_t site) { return site >= 0 && site < sites; };
   const int64_t site = args.index[k], other = args.reference ? args.reference[k] : -1;
-  PatchifyRow<In> row{nullptr, nullptr, {0, 0, 0}, {0, 0, 0}, true, true};
+  PatchifyRow<In> row{nullptr, nullptr, {0, 0, 0}, {0, 0, 0}, true};
   if (valid(site)) {
     row.place = row.other = patch_place(args.grid, site);
     row.own = args.frames + row.place.offset;
@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(Patchif
       row.other = patch_place(args.grid, other);
       if (args.vectors) row.other = patch_moved(args.grid, row.other, args.vectors + 2 * k);
       row.reference = args.frames + row.other.offset;
-      row.aligned = row.other.offset * static_cast<int64_t>(sizeof(In)) % kPatchifyAlign<In, N> == 0;
     }
-    row.whole = patch_whole(args.grid, row.place) && patch_whole(args.grid, row.other);
+    const bool aligned = !kWide || row.other.offset * static_cast<int64_t>(sizeof(In)) % kPatchifyAlign<In, N> == 0;
+    row.whole = patch_whole(args.grid, row.place) && patch_whole(args.grid, row.other) && aligned;
   }
   Out* const out = args.out + k * width;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * N; column < width; column += kWarp * N) {
@@ -141,11 +141,7 @@ __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(Patchif
         const int c = args.per_channel ? at.digit[0] : 0;
         const A scale = args.scale[c], shift = args.shift[c];
         const auto own = patchify_load<In, N>(row.own + at.step);
-        auto reference = own;
-        if (row.reference && row.aligned) reference = patchify_load<In, N>(row.reference + at.step);
-        else if (row.reference)
-#pragma unroll
-          for (int n = 0; n < N; ++n) reference.v[n] = row.reference[at.step + n];
+        const auto reference = row.reference ? patchify_load<In, N>(row.reference + at.step) : own;
 #pragma unroll
         for (int n = 0; n < N; ++n) {
           const A x = widen(own.v[n]);
