@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vtok import Layout, Packed, compress
+from vtok import Layout, Packed, _file, compress, gate_patches
 from vtok.ops import group, merge
 
 GRIDS = [(3, 2, 4), (0, 2, 2), (1, 3, 3), (5, 1, 6)]
@@ -272,7 +272,7 @@ def test_trim():
     assert empty.values.shape == (0, 4)
 
 
-@pytest.mark.parametrize("kind", ["selected", "threshold", "merged", "first of runs", "bfloat16", "empty"])
+@pytest.mark.parametrize("kind", ["selected", "threshold", "merged", "first of runs", "searched", "bfloat16", "empty"])
 def test_save_and_load(kind, tmp_path):
     path = tmp_path / "kept.safetensors"
     tokens, packed = packed_by(extra=1)
@@ -284,13 +284,15 @@ def test_save_and_load(kind, tmp_path):
     elif kind == "first of runs":
         sizes = torch.arange(float(packed.layout.total))
         packed = compress(tokens, packed.layout, budget=3, method="dtd", weights=sizes)
+    elif kind == "searched":
+        packed = gate_patches(torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8), patch=4, budget=6, search=2)
     elif kind == "bfloat16":
         packed = compress(tokens.bfloat16(), packed.layout, budget=3)
     elif kind == "empty":
         packed = compress(torch.randn(0, 3, 4, 2), budget=3)
     packed.save(path)
     again = Packed.load(path)
-    for name in ("values", "index", "cu_seqlens", "positions", "weight", "assignment", "scores", "counts", "sizes"):
+    for name in (*_file.TENSORS, *_file.OPTIONAL):
         a, b = getattr(packed, name), getattr(again, name)
         assert (a is None and b is None) or torch.equal(a, b), name
     assert (again.layout.grids, again.layout.extra_rows) == (packed.layout.grids, packed.layout.extra_rows)

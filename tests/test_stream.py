@@ -44,6 +44,7 @@ METHODS = [
     {"method": "grt", "threshold": 20.0},
     {"method": "grt", "threshold": 0.05, "metric": "ssim", "refresh": 5},
     {"method": "grt", "threshold": 9.0, "reference": "previous"},
+    {"method": "grt", "threshold": 9.0, "reference": "previous", "search": 2, "refresh": 5},
     {"method": "rlt", "threshold": 2.0},
     {"method": "dtd_pixel", "threshold": 3.0},
 ]
@@ -161,14 +162,16 @@ def test_windows_of_patches():
     assert packed.positions[:, 0].view(6, 12).amin(1).tolist() == [0, 4, 8] * 2
 
 
-def test_a_row_can_begin_anew():
+@pytest.mark.parametrize("settings", [{}, {"search": 1, "reference": "previous", "refresh": 3}])
+def test_a_row_can_begin_anew(settings):
     x = moving()
-    stream = Stream(patch=4, threshold=20.0)
+    settings = {"patch": 4, "threshold": 20.0, **settings}
+    stream = Stream(**settings)
     stream.push(x[:, :5])
     stream.reset([1])
     after = rows_of([stream.push(x[:, 5:])], 2)
-    whole = rows_of([gate_patches(x, patch=4, threshold=20.0)], 2)
-    alone = rows_of([gate_patches(x[1:, 5:], patch=4, threshold=20.0)], 1)
+    whole = rows_of([gate_patches(x, **settings)], 2)
+    alone = rows_of([gate_patches(x[1:, 5:], **settings)], 1)
     assert same([after[0]], [[r for r in whole[0] if r[0] >= 5]])
     assert same([after[1]], alone)
 

@@ -33,7 +33,7 @@ def channel_values(values, c, ACC: tl.constexpr):
 
 @triton.jit
 def patchify_kernel(
-    frames, index, reference, out, scales, shifts, count, sites, steps, high, wide, C, H, W, tubelet, ph, pw,
+    frames, index, reference, vectors, out, scales, shifts, count, sites, steps, high, wide, C, H, W, tubelet, ph, pw,
     stride_b, stride_t, stride_c, stride_y, stride_x,
     CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +64,14 @@ def patchify_kernel(
         first, top, left = place(
             tl.where(used, other, 0), steps, high, wide, tubelet, ph, pw, stride_b, stride_t, stride_y, stride_x
         )
-        seen = used[:, None] & (top[:, None] + y[None, :] < H) & (left[:, None] + x[None, :] < W) & (j < width)[None, :]
+        if vectors is not None:  # clamped, so that the farthest are outside and none overflows
+            dy = tl.load(vectors + 2 * k, mask=k < count, other=0)
+            dx = tl.load(vectors + 2 * k + 1, mask=k < count, other=0)
+            dy = tl.minimum(tl.maximum(dy, -(H + ph)), H + ph)
+            dx = tl.minimum(tl.maximum(dx, -(W + pw)), W + pw)
+            first, top, left = first + dy * stride_y + dx * stride_x, top + dy, left + dx
+        row, column = top[:, None] + y[None, :], left[:, None] + x[None, :]
+        seen = used[:, None] & (row >= 0) & (row < H) & (column >= 0) & (column < W) & (j < width)[None, :]
         subtracted = tl.load(frames + first[:, None] + step[None, :], mask=seen, other=0).to(ACC)
         alone = tl.where(seen, 0 - (subtracted * scale - shift), value)
         value = tl.where(inside & seen, (own - subtracted) * scale, tl.where(inside, value, alone))
@@ -88,6 +95,7 @@ def patchify(
     patch: list[int],
     tubelet: int = 1,
     reference_index: torch.Tensor | None = None,
+    vectors: torch.Tensor | None = None,
     *,
     mean: list[float] | None = None,
     std: list[float] | None = None,
@@ -96,7 +104,7 @@ def patchify(
     pad: bool = False,
 ) -> torch.Tensor:
     room = _rooms.ROOMS["patchify"]
-    room.check(frames, index, patch, tubelet, reference_index, mean, std, dtype, order, pad)
+    room.check(frames, index, patch, tubelet, reference_index, vectors, mean, std, dtype, order, pad)
     B, steps, high, wide = room.grid_of(frames, patch, tubelet)
     _, _, C, H, W = frames.shape
     width = C * tubelet * patch[0] * patch[1]
@@ -109,9 +117,9 @@ def patchify(
         scales, shifts = (parts(v, double) for v in room.affine(frames.dtype == torch.uint8, mean, std))
         BLOCK_D = min(triton.next_power_of_2(width), 1024)
         patchify_kernel[triton.cdiv(index.shape[0], 2), triton.cdiv(width, BLOCK_D)](
-            frames, index.contiguous(), None if reference_index is None else reference_index.contiguous(), out,
-            scales, shifts, index.shape[0], sites, steps, high, wide, C, H, W, tubelet, *patch,
-            *frames.stride(), CHANNELS_LAST=order == "thwc", ACC=tl.float64 if double else tl.float32,
-            BLOCK_K=2, BLOCK_D=BLOCK_D, enable_fp_fusion=False,
+            frames, index.contiguous(), None if reference_index is None else reference_index.contiguous(),
+            None if vectors is None else vectors.contiguous(), out, scales, shifts, index.shape[0], sites, steps, high,
+            wide, C, H, W, tubelet, *patch, *frames.stride(), CHANNELS_LAST=order == "thwc",
+            ACC=tl.float64 if double else tl.float32, BLOCK_K=2, BLOCK_D=BLOCK_D, enable_fp_fusion=False,
         )  # fmt: skip
     return out

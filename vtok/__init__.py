@@ -12,6 +12,7 @@ from vtok.gate import gate_patches
 from vtok.layout import Layout
 from vtok.ops._rooms import backend_of
 from vtok.packed import Packed
+from vtok.rebuild import rebuild_patches
 from vtok.stream import Stream
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "methods",
     "ops",
     "plan",
+    "rebuild_patches",
 ]

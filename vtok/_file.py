@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 FORMAT = "vtok.Packed 1"
 TENSORS = ("values", "index", "cu_seqlens", "positions", "weight", "assignment")
-OPTIONAL = ("scores", "counts", "sizes", "shares", "gap")
-DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts"), torch.int64)
+OPTIONAL = ("scores", "counts", "sizes", "shares", "gap", "vectors")
+DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts", "vectors"), torch.int64)
 DTYPES |= dict.fromkeys(("weight", "scores", "sizes", "shares"), torch.float32) | {"gap": torch.float64}
 
 
@@ -76,7 +76,7 @@ def _check(path: str | Path, tensors: dict[str, Tensor], layout: Layout) -> None
     shapes: dict[str, Any] = {
         "values": (rows, values.shape[1]), "positions": (rows, 3), "weight": (rows,), "cu_seqlens": (videos + 1,),
         "assignment": (source,), "scores": (source,), "sizes": (source,), "shares": (source,), "counts": (videos,),
-        "gap": (),
+        "gap": (), "vectors": (source, 2),
     }  # fmt: skip
     for name, tensor in tensors.items():
         wanted = DTYPES.get(name, tensor.dtype)

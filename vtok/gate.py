@@ -53,13 +53,15 @@ def gate_patches(
             what becomes one token of a Qwen-VL model.
         mean, std, dtype, order: how ``vtok.ops.patchify`` writes a patch: normalised, cast, in the order of a flattened
             convolution weight.
-        residual: each row is minus the row kept before it at its site, where there is one.
+        residual: each row is minus the row kept before it at its site, where there is one; where the method searched,
+            minus the block of the step before that its vector points to.
 
     Returns:
         Packed. values [K, merge_size²·P], P = C·tubelet·height·width numbers a patch: the patches of a unit row by row,
         so that ``values.view(-1, P)`` is what a Qwen-VL tower takes, and ``values @ conv.weight.flatten(1).T`` is the
         patch embedding. index, positions and layout count units. ``unmerge(fill="hold")`` gives the carried form, each
-        site's last kept row, and ``run_lengths`` how many steps each row stands for.
+        site's last kept row, and ``run_lengths`` how many steps each row stands for. ``vectors`` [S, 2] is where a
+        method that searched found each unit in the step before; ``vtok.rebuild_patches`` follows them.
 
     Raises:
         ValueError, TypeError or RuntimeError, before anything runs: sizes that do not divide, impossible budgets, a
@@ -127,15 +129,24 @@ class PatchGate:
         gated = self.method.call(frames, self.unit, self.tubelet, threshold, state, **self.options)
         score = gated.score.flatten()
         index, cu_seqlens, counts = goal.choose(score, None if gated.keep is None else gated.keep.flatten())
-        values = self.write(frames, index, goal.layout)
-        packed = Packed(values, index, cu_seqlens, goal.layout, scores=score, counts=counts, longest=goal.longest)
+        vectors = None if gated.vectors is None else gated.vectors.flatten(0, 3)
+        values = self.write(frames, index, goal.layout, vectors)
+        packed = Packed(
+            values, index, cu_seqlens, goal.layout, scores=score, counts=counts, longest=goal.longest, vectors=vectors
+        )
         return packed, gated.state
 
-    def write(self, frames: Tensor, index: Tensor, layout: Layout) -> Tensor:
+    def write(self, frames: Tensor, index: Tensor, layout: Layout, vectors: Tensor | None) -> Tensor:
         """The rows of the chosen units, [K, merge_size²·P]."""
-        before = patches_of(kept_before(index, layout), layout, self.merge_size) if self.residual else None
+        before = moves = None
+        if self.residual:
+            before = kept_before(index, layout) if vectors is None else step_before(index, layout)
+            before = patches_of(before, layout, self.merge_size)
+        if self.residual and vectors is not None:
+            moves = torch.nn.functional.pad(vectors, (0, 0, 0, 1))[index]  # padding takes the zeros at the end
+            moves = moves.repeat_interleave(self.merge_size**2, 0)
         site = patches_of(index, layout, self.merge_size)
-        rows = ops.patchify(frames, site, list(self.patch), self.tubelet, reference_index=before, **self.writing)
+        rows = ops.patchify(frames, site, list(self.patch), self.tubelet, before, moves, **self.writing)
         return rows.reshape(index.shape[0], self.merge_size**2 * rows.shape[1])
 
 
@@ -145,6 +156,12 @@ def patch_sides(patch: int | Sequence[int]) -> Sides:
     if len(sides) != 2:
         raise ValueError(f"expected patch as one side or (height, width), got {patch!r}")
     return whole_number("patch", sides[0], least=1), whole_number("patch", sides[1], least=1)
+
+
+def step_before(index: Tensor, layout: Layout) -> Tensor:
+    """int64 [K]: the row of the same site one step earlier; -1 in first steps and for padding."""
+    t, h, w = layout.grid_of_each or layout.grids[0]
+    return torch.where((index >= 0) & (index // (h * w) % t > 0), index - h * w, -1)
 
 
 def patches_of(unit: Tensor, layout: Layout, merge_size: int) -> Tensor:

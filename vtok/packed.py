@@ -32,6 +32,8 @@ class Packed:
         sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
         shares: float32 [S], what each source row weighs in the mean of its output row, or None where that is its size.
         gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
+        vectors: int64 [S, 2], (dy, dx) in pixels from each source row's patch to the block that it came from one step
+            earlier, of dropped rows too; None where none were looked for.
 
     positions, weight, assignment are made at the first access, without a sync.
     """
@@ -53,9 +55,11 @@ class Packed:
         sizes: Tensor | None = None,
         shares: Tensor | None = None,
         gap: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
-        self.scores, self.counts, self.sizes, self.shares, self.gap = scores, counts, sizes, shares, gap
+        self.scores, self.counts, self.sizes, self.shares = scores, counts, sizes, shares
+        self.gap, self.vectors = gap, vectors
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -151,6 +155,7 @@ class Packed:
             scores=self.scores, counts=later.counts, longest=later.longest, positions=positions,
             weight=sum_members(assignment, later.index.shape[0], self.sizes), assignment=assignment,
             is_merged=self.is_merged or later.is_merged, sizes=self.sizes, shares=self._shares_through(later),
+            vectors=self.vectors,
         )  # fmt: skip
 
     def positions_by(self, rule: str) -> Tensor:
@@ -282,6 +287,7 @@ class Packed:
             sizes=self.sizes,
             shares=self.shares,
             gap=self.gap,
+            vectors=self.vectors,
         )
 
     def split(self) -> list[Packed]:
@@ -310,6 +316,7 @@ class Packed:
             is_merged=self.is_merged,
             sizes=None if self.sizes is None else self.sizes[source],
             shares=None if self.shares is None else self.shares[source],
+            vectors=None if self.vectors is None else self.vectors[source],
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -350,5 +357,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes", "shares", "gap"],
+     "_positions", "_weight", "_assignment", "sizes", "shares", "gap", "vectors"],
 )  # fmt: skip

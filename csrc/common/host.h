@@ -159,6 +159,9 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
   for (int s = 0; s < 32; s += 8) sum += (a >> s & 255) * (b >> s & 255);
   return sum;
 }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (by & 31));
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

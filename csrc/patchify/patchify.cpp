@@ -32,7 +32,8 @@ void check_channel_values(const char* name, const std::optional<std::vector<doub
 }
 
 void check(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
-           const std::optional<Tensor>& reference_index, const PatchifyOptions& options) {
+           const std::optional<Tensor>& reference_index, const std::optional<Tensor>& vectors,
+           const PatchifyOptions& options) {
   const ScalarType type = frames.scalar_type();
   expect_dim(kOp, "frames", frames, 5, "(B, T, C, H, W)");
   VTOK_EXPECT(type == ScalarType::Byte || is_float(type), kOp,
@@ -42,6 +43,13 @@ void check(const Tensor& frames, const Tensor& index, const std::vector<int64_t>
     expect_index(kOp, "reference_index", *reference_index, frames, "(K,)");
     VTOK_EXPECT(reference_index->size(0) == index.size(0), kOp,
                 text("reference_index of shape (K,)=(", index.size(0), ",)"), shape_text(*reference_index));
+  }
+  if (vectors) {
+    VTOK_EXPECT(reference_index.has_value(), kOp, "vectors with a reference_index", "none");
+    expect_dtype(kOp, "vectors", *vectors, ScalarType::Long);
+    VTOK_EXPECT(vectors->dim() == 2 && vectors->size(0) == index.size(0) && vectors->size(1) == 2, kOp,
+                text("vectors of shape (K, 2)=(", index.size(0), ", 2)"), shape_text(*vectors));
+    expect_same_device(kOp, "vectors", *vectors, frames);
   }
   VTOK_EXPECT(patch.size() == 2 && patch[0] >= 1 && patch[1] >= 1, kOp, "patch as two sizes >= 1", list_text(patch));
   VTOK_EXPECT(tubelet >= 1, kOp, "tubelet >= 1", tubelet);
@@ -64,11 +72,13 @@ void check(const Tensor& frames, const Tensor& index, const std::vector<int64_t>
 
 PatchifyCall::PatchifyCall(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch,
                            int64_t tubelet, const std::optional<Tensor>& reference_index,
-                           const PatchifyOptions& options)
+                           const std::optional<Tensor>& vectors, const PatchifyOptions& options)
     : sites(torch::stable::contiguous(index)),
       references(reference_index ? torch::stable::contiguous(*reference_index) : sites),
-      referring(reference_index.has_value()) {
-  check(frames, index, patch, tubelet, reference_index, options);
+      moves(vectors ? torch::stable::contiguous(*vectors) : sites),
+      referring(reference_index.has_value()),
+      moving(vectors.has_value()) {
+  check(frames, index, patch, tubelet, reference_index, vectors, options);
   int64_t sizes[5], strides[5];
   for (int64_t d = 0; d < 5; ++d) sizes[d] = frames.size(d), strides[d] = frames.stride(d);
   grid = patch_grid(sizes, strides, patch[0], patch[1], tubelet);
@@ -100,14 +110,19 @@ PatchifyRows rows_of(ScalarType from, ScalarType to) {
 }
 
 Tensor patchify(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
-                const std::optional<Tensor>& reference_index, const std::optional<std::vector<double>>& mean,
-                const std::optional<std::vector<double>>& std, const std::optional<ScalarType>& dtype,
-                const StringArg& order, bool pad) {
-  PatchifyCall call(frames, index, patch, tubelet, reference_index, {mean, std, dtype, order, pad});
-  const PatchifyArgs args{frames.const_data_ptr(),    call.grid,
-                          indices(call.sites),        call.referring ? indices(call.references) : nullptr,
-                          call.scale.data(),          call.shift.data(),
-                          call.scale.size() > 1,      order == "thwc",
+                const std::optional<Tensor>& reference_index, const std::optional<Tensor>& vectors,
+                const std::optional<std::vector<double>>& mean, const std::optional<std::vector<double>>& std,
+                const std::optional<ScalarType>& dtype, const StringArg& order, bool pad) {
+  PatchifyCall call(frames, index, patch, tubelet, reference_index, vectors, {mean, std, dtype, order, pad});
+  const PatchifyArgs args{frames.const_data_ptr(),
+                          call.grid,
+                          indices(call.sites),
+                          call.referring ? indices(call.references) : nullptr,
+                          call.moving ? indices(call.moves) : nullptr,
+                          call.scale.data(),
+                          call.shift.data(),
+                          call.scale.size() > 1,
+                          order == "thwc",
                           call.out.mutable_data_ptr()};
   const PatchifyRows rows = rows_of(frames.scalar_type(), call.out.scalar_type());
   std::atomic<int64_t> bad{0}, bad_references{0};

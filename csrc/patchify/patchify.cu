@@ -9,11 +9,11 @@ namespace {
 template <class In, class Out>
 void launch_patchify(const Tensor& frames, const PatchifyCall& call, bool channels_last) {
   const CudaScope scope(frames);
-  check_launch("patchify",
-               patchify_launch(static_cast<const In*>(frames.const_data_ptr()), &call.grid, indices(call.sites),
-                               call.referring ? indices(call.references) : nullptr, call.out.size(0), call.scale.data(),
-                               call.shift.data(), call.scale.size() > 1, channels_last,
-                               static_cast<Out*>(call.out.mutable_data_ptr()), scope.stream()));
+  check_launch("patchify", patchify_launch(static_cast<const In*>(frames.const_data_ptr()), &call.grid,
+                                           indices(call.sites), call.referring ? indices(call.references) : nullptr,
+                                           call.moving ? indices(call.moves) : nullptr, call.out.size(0),
+                                           call.scale.data(), call.shift.data(), call.scale.size() > 1, channels_last,
+                                           static_cast<Out*>(call.out.mutable_data_ptr()), scope.stream()));
 }
 
 template <class In>
@@ -26,10 +26,10 @@ void launch_patchify_from(const Tensor& frames, const PatchifyCall& call, bool c
 }
 
 Tensor patchify(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
-                const std::optional<Tensor>& reference_index, const std::optional<std::vector<double>>& mean,
-                const std::optional<std::vector<double>>& std, const std::optional<ScalarType>& dtype,
-                const StringArg& order, bool pad) {
-  const PatchifyCall call(frames, index, patch, tubelet, reference_index, {mean, std, dtype, order, pad});
+                const std::optional<Tensor>& reference_index, const std::optional<Tensor>& vectors,
+                const std::optional<std::vector<double>>& mean, const std::optional<std::vector<double>>& std,
+                const std::optional<ScalarType>& dtype, const StringArg& order, bool pad) {
+  const PatchifyCall call(frames, index, patch, tubelet, reference_index, vectors, {mean, std, dtype, order, pad});
   if (call.out.numel() == 0) return call.out;
   const bool channels_last = order == "thwc";
   switch (frames.scalar_type()) {

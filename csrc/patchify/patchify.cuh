@@ -16,7 +16,7 @@ struct PatchifyKernelArgs {
   using A = accumulator_t<In>;
   const In* frames;
   PatchGrid grid;
-  const int64_t *index, *reference;  // [count]; reference or null
+  const int64_t *index, *reference, *vectors;  // [count], [count] or null, [count, 2] or null
   int64_t count;
   Out* out;  // [count, patch_values(grid)]
   bool per_channel, channels_last;
@@ -66,7 +66,7 @@ template <class In>
 struct PatchifyRow {
   const In *own, *reference;  // the first values of the two patches; null without one
   PatchPlace place, other;
-  bool whole;  // both within the frame
+  bool whole;  // both within the frame, and wide words where words begin
 };
 
 template <class In, class Out>
@@ -78,8 +78,8 @@ VTOK_DEVICE accumulator_t<In> patchify_value(const PatchifyKernelArgs<In, Out>& 
   bool inside = true, seen = row.reference != nullptr;
   if (!row.whole) {
     const int y = args.channels_last ? at.digit[1] : at.digit[2], x = args.channels_last ? at.digit[2] : at.digit[3];
-    inside = y < row.place.high && x < row.place.wide;
-    seen = seen && y < row.other.high && x < row.other.wide;
+    inside = patch_has(args.grid, row.place, y, x);
+    seen = seen && patch_has(args.grid, row.other, y, x);
   }
   const A own = inside ? widen(row.own[at.step]) : A{0}, reference = seen ? widen(row.reference[at.step]) : A{0};
   if (inside && seen) return mul_rn(add_rn(own, -reference), scale);
@@ -107,6 +107,10 @@ VTOK_DEVICE PatchifyValues<In, N> patchify_load(const In* from) {
   return bit_cast<PatchifyValues<In, N>>(*reinterpret_cast<const PatchifyWord<N * sizeof(In)>*>(from));
 }
 
+// Where a word of N values may begin, in bytes.
+template <class In, int N>
+constexpr int64_t kPatchifyAlign = N * sizeof(In) < 16 ? N * sizeof(In) : 16;
+
 // N values a lane and step; kWide: they lie side by side in the frames and are read as one word.
 template <class In, class Out, int N, bool kWide>
 __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(PatchifyKernelArgs<In, Out> args) {
@@ -122,9 +126,11 @@ __global__ void __launch_bounds__(kPatchifyWarps* kWarp) patchify_kernel(Patchif
     row.own = args.frames + row.place.offset;
     if (valid(other)) {
       row.other = patch_place(args.grid, other);
+      if (args.vectors) row.other = patch_moved(args.grid, row.other, args.vectors + 2 * k);
       row.reference = args.frames + row.other.offset;
     }
-    row.whole = patch_whole(args.grid, row.place) && patch_whole(args.grid, row.other);
+    const bool aligned = !kWide || row.other.offset * static_cast<int64_t>(sizeof(In)) % kPatchifyAlign<In, N> == 0;
+    row.whole = patch_whole(args.grid, row.place) && patch_whole(args.grid, row.other) && aligned;
   }
   Out* const out = args.out + k * width;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * N; column < width; column += kWarp * N) {
@@ -171,17 +177,18 @@ bool patchify_wide(const In* frames, const PatchGrid& grid, int64_t values) {
   return grid.stride[4] == 1 && grid.patch_w % values == 0 && places % word == 0;
 }
 
-// index, reference (or null) and out are on the device, grid, scale and shift on the host. count and
+// index, reference and vectors (or null) and out are on the device, grid, scale and shift on the host. count and
 // patch_values(*grid) > 0, and the latter below 2^31.
 template <class In, class Out>
 cudaError_t patchify_launch(const In* frames, const PatchGrid* grid, const int64_t* index, const int64_t* reference,
-                            int64_t count, const double* scale, const double* shift, bool per_channel,
-                            bool channels_last, Out* out, cudaStream_t stream) {
+                            const int64_t* vectors, int64_t count, const double* scale, const double* shift,
+                            bool per_channel, bool channels_last, Out* out, cudaStream_t stream) {
   PatchifyKernelArgs<In, Out> args{};
   args.frames = frames;
   args.grid = *grid;
   args.index = index;
   args.reference = reference;
+  args.vectors = vectors;
   args.count = count;
   args.out = out;
   args.per_channel = per_channel;

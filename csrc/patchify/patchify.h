@@ -49,7 +49,7 @@ VTOK_BOTH int64_t last_digit(int64_t& number, int64_t radix) {
 
 struct PatchPlace {
   int64_t offset;      // of the first value
-  int64_t high, wide;  // rows and columns from there to the frame's edge, the patch's or more
+  int64_t high, wide;  // rows and columns from there to the frame's lower and right edge
 };
 
 VTOK_BOTH PatchPlace patch_place(const PatchGrid& g, int64_t site) {
@@ -58,8 +58,19 @@ VTOK_BOTH PatchPlace patch_place(const PatchGrid& g, int64_t site) {
   return {site * g.stride[0] + t * g.stride[1] + y * g.stride[3] + x * g.stride[4], g.height - y, g.width - x};
 }
 
+// The block that lies (dy, dx) from there; so far away as to be outside the frame is far enough.
+VTOK_BOTH PatchPlace patch_moved(const PatchGrid& g, const PatchPlace& place, const int64_t* vector) {
+  const auto within = [](int64_t x, int64_t most) { return x < -most ? -most : x > most ? most : x; };
+  const int64_t dy = within(vector[0], g.height + g.patch_h), dx = within(vector[1], g.width + g.patch_w);
+  return {place.offset + dy * g.stride[3] + dx * g.stride[4], place.high - dy, place.wide - dx};
+}
+
+// Whether a pixel of a patch lies in the frame, and whether all of them do.
+VTOK_BOTH bool patch_has(const PatchGrid& g, const PatchPlace& place, int64_t y, int64_t x) {
+  return y < place.high && x < place.wide && y >= place.high - g.height && x >= place.wide - g.width;
+}
 VTOK_BOTH bool patch_whole(const PatchGrid& g, const PatchPlace& place) {
-  return place.high >= g.patch_h && place.wide >= g.patch_w;
+  return patch_has(g, place, 0, 0) && patch_has(g, place, g.patch_h - 1, g.patch_w - 1);
 }
 
 }  // namespace vtok

@@ -18,15 +18,16 @@ struct PatchifyOptions {
 };
 
 struct PatchifyCall {
-  Tensor sites, references;  // index and reference_index, dense
-  bool referring;            // else there is no reference_index
+  Tensor sites, references, moves;  // index, reference_index and vectors, dense
+  bool referring, moving;           // else there is no reference_index, or there are no vectors
   PatchGrid grid;
   std::vector<double> scale, shift;  // of each channel, or one of all
   Tensor out;                        // not yet written
 
   // Checks every argument, then computes the above.
   PatchifyCall(const Tensor& frames, const Tensor& index, const std::vector<int64_t>& patch, int64_t tubelet,
-               const std::optional<Tensor>& reference_index, const PatchifyOptions& options);
+               const std::optional<Tensor>& reference_index, const std::optional<Tensor>& vectors,
+               const PatchifyOptions& options);
 };
 
 }  // namespace vtok

@@ -18,4 +18,7 @@ MUTANTS = [
     ),
     Mutant("a row of padding has a reference", "triton_kernels/patchify.py", "used = valid & (other", "used = (other"),
     Mutant("duplicates overwrite", "vtok/ops/patchify.py", 'offsets, reduce="sum")', 'offsets, reduce="mean")'),
+    Mutant("a block beside the frame is read", "csrc/patchify/patchify.h", " && x >= place.wide - g.width", ""),
+    Mutant("words of a moved block are aligned", "csrc/patchify/patchify.cuh", "% kPatchifyAlign<In, N> == 0", "!= 1",
+           sanitize=True),
 ]  # fmt: skip

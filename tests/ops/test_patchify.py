@@ -48,6 +48,14 @@ def residual(name: str, shape: tuple[int, ...], patch: list[int], tubelet: int =
     return Case(name, (*made.args, some(made.args[0], patch, tubelet, seed=1)), kwargs)
 
 
+def moved(name: str, shape: tuple[int, ...], patch: list[int], tubelet: int = 1, source=torch.uint8, **kwargs) -> Case:
+    """References anywhere, some of them beyond the frame, the farthest as far as integers go."""
+    made = residual(name, shape, patch, tubelet, source, **kwargs)
+    vectors = torch.randint(-max(patch), max(patch) + 1, (made.args[1].shape[0], 2), generator=generator(shape, "far"))
+    vectors[:3] = torch.tensor([[2**63 - 1, 0], [0, -(2**63)], [0, 0]])
+    return Case(name, (*made.args, vectors), kwargs)
+
+
 def special() -> torch.Tensor:
     x = clip((1, 2, 3, 4, 4), torch.float32)
     x[0, 0, 0, 0, :4] = torch.tensor([math.nan, math.inf, -math.inf, -0.0])
@@ -85,6 +93,11 @@ def cases() -> list[Case]:
         residual("residual-thwc", (1, 4, 3, 4, 4), [2, 2], 2, torch.float32, order="thwc", **CLIP),
         residual("residual-pad", (1, 2, 3, 7, 9), [4, 4], 2, pad=True, **CLIP),
         residual("residual-64", (1, 2, 3, 4, 4), [2, 2], 2, F64, **CLIP),
+        moved("moved", (2, 4, 3, 8, 8), [4, 4], 2, **CLIP),
+        moved("moved-wide", (1, 3, 3, 32, 48), [16, 16], dtype=torch.bfloat16, **CLIP),
+        moved("moved-floats", (1, 3, 3, 16, 32), [8, 8], 1, torch.bfloat16, **CLIP),
+        moved("moved-thwc-pad", (1, 4, 3, 7, 9), [4, 4], 2, torch.float32, order="thwc", pad=True, **CLIP),
+        moved("moved-64", (1, 2, 3, 4, 4), [2, 2], 1, F64, **CLIP),
         Case("special", (special(), index, [2, 4], 1), CLIP),
         Case("special-residual", (special(), index, [2, 4], 1, torch.tensor([0, 1, 3, 0])), {"dtype": torch.float16}),
         Case("no-index", (clip((1, 2, 3, 4, 4)), torch.empty(0, dtype=torch.int64), [2, 2])),
@@ -99,17 +112,22 @@ def grad_cases() -> list[Case]:
     both = {"mean": [0.5, 0.25], "std": [0.5, 2.0]}
     edge = clip((1, 2, 2, 3, 5), F64).requires_grad_()
     twice = torch.tensor([3, 3, -1, 0, 7, 3])
+    vectors = torch.tensor([[1, -1], [0, 0], [0, 1], [2, 2], [-1, 0], [9, -9]])
     return [
         Case("repeats", (x, twice, [2, 3], 1), both),
         Case("tubelet-thwc", (x, twice, [2, 2], 2), {"order": "thwc"}),
         Case("residual", (x, twice, [2, 3], 1, torch.tensor([3, 0, 2, -1, 3, 0])), both),
         Case("pad", (edge, twice, [2, 2], 1, torch.tensor([0, 5, 1, 2, 2, -1])), {"pad": True, **both}),
         Case("none", (x, twice[:0], [2, 2])),
+        Case("moved", (x, twice, [2, 3], 1, torch.tensor([3, 0, 2, -1, 3, 0]), vectors), both),
+        Case("moved-thwc", (x, twice[:4], [2, 2], 2, torch.tensor([3, 0, 2, 1]), vectors[:4]), {"order": "thwc"}),
+        Case("moved-pad", (edge, twice, [2, 2], 1, torch.tensor([0, 5, 1, 2, 2, -1]), vectors), {"pad": True}),
     ]
 
 
 def errors() -> list[Error]:
     x, i, p = clip((1, 3, 3, 4, 6)), torch.tensor([0, 1]), [2, 2]
+    pair = torch.zeros(2, 2, dtype=torch.int64)
     e = "vtok::patchify: expected "
     return [
         Error(f"{e}frames of shape (B, T, C, H, W), got (3, 3, 4, 6)", (x[0], i, p)),
@@ -118,6 +136,10 @@ def errors() -> list[Error]:
         Error(f"{e}index of dtype int64, got int32", (x, i.int(), p)),
         Error(f"{e}reference_index of dtype int64, got int32", (x, i, p, 1, i.int())),
         Error(f"{e}reference_index of shape (K,)=(2,), got (1,)", (x, i, p, 1, i[:1])),
+        Error(f"{e}vectors with a reference_index, got none", (x, i, p, 1, None, pair)),
+        Error(f"{e}vectors of dtype int64, got int32", (x, i, p, 1, i, pair.int())),
+        Error(f"{e}vectors of shape (K, 2)=(2, 2), got (4,)", (x, i, p, 1, i, pair.flatten())),
+        Error(f"{e}vectors of shape (K, 2)=(2, 2), got (1, 2)", (x, i, p, 1, i, pair[:1])),
         Error(f"{e}patch as two sizes >= 1, got [2]", (x, i, [2])),
         Error(f"{e}patch as two sizes >= 1, got [0, 2]", (x, i, [0, 2])),
         Error(f"{e}tubelet >= 1, got 0", (x, i, p, 0)),
@@ -140,7 +162,7 @@ def errors() -> list[Error]:
 
 
 def host(
-    kernels, frames, index, patch, tubelet=1, reference_index=None, *,
+    kernels, frames, index, patch, tubelet=1, reference_index=None, vectors=None, *,
     mean=None, std=None, dtype=None, order="cthw", pad=False,
 ):  # fmt: skip
     _, _, C, H, W = frames.shape
@@ -153,8 +175,9 @@ def host(
         scale, shift = (np.array(v) for v in room.affine(frames.dtype == torch.uint8, mean, std))
         getattr(kernels, f"patchify_{_check.dtype_text(frames.dtype)}_{_check.dtype_text(dtype)}")(
             to_numpy(memory), np.array(fields, np.int64).view(f"V{8 * len(fields)}"), to_numpy(index),
-            None if reference_index is None else to_numpy(reference_index), index.shape[0], scale, shift,
-            len(scale) > 1, order == "thwc", out,
+            None if reference_index is None else to_numpy(reference_index),
+            None if vectors is None else to_numpy(vectors), index.shape[0], scale, shift, len(scale) > 1,
+            order == "thwc", out,
         )  # fmt: skip
     return from_numpy(out, dtype)
 
@@ -251,6 +274,17 @@ def test_residual_rows():
     torch.testing.assert_close(
         rows, patchify(x, index, [4, 4], **CLIP) - patchify(x, index - 4, [4, 4], **CLIP), rtol=0, atol=1e-6
     )
+
+
+def test_a_moved_reference_is_the_block_there():
+    """At every vector: the block where it lies in the frame, nothing where it does not."""
+    x = clip((1, 2, 3, 8, 12), torch.float32)
+    room_around = torch.nn.functional.pad(x, (12, 12, 12, 12))
+    own = x[0, 1, :, 4:8, 4:8]
+    for dy, dx in [(0, 0), (-4, -4), (0, 4), (-3, 2), (1, 0), (0, -5), (12, 0), (-12, 12)]:
+        row = patchify(x, torch.tensor([10]), [4, 4], 1, torch.tensor([4]), torch.tensor([[dy, dx]]))
+        block = room_around[0, 0, :, 16 + dy : 20 + dy, 16 + dx : 20 + dx]
+        assert torch.equal(row, (own - block).reshape(1, -1))
 
 
 def test_a_row_of_padding_has_no_reference():

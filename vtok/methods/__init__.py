@@ -47,6 +47,7 @@ class Gated(NamedTuple):
     score: Tensor  # float32 [B, T', h, w], the largest kept under a budget
     keep: Tensor | None = None  # bool [B, T', h, w], what passes the threshold; None without one
     state: Any = None  # what the next chunk of the same videos starts from
+    vectors: Tensor | None = None  # int64 [B, T', h, w, 2], (dy, dx) from each patch to its block in the step before
 
 
 @dataclass(frozen=True)

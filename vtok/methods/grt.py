@@ -24,6 +24,8 @@ def grt(
     reference: str = "last_kept",
     refresh: int = 0,
     forced: Tensor | None = None,
+    search: int = 0,
+    bias: float = 0.0,
 ) -> Gated:
     """Keep a patch whose pixels differ from their reference by more than the threshold; the first step whole.
 
@@ -33,6 +35,10 @@ def grt(
             LLaVA release), so that slow drift is caught; or "previous", the step before (the first LLaVA release).
         refresh: every so many steps one is kept whole; 0 is never.
         forced: bool [B, T'] or [B, T', h, w], kept whatever it scores: a codec's key frames.
+        search: compare each patch with the block of the step before that it is most like, of all up to so many pixels
+            away (``vtok.ops.motion_search``): what only moved is dropped, and ``Packed.vectors`` says where it came
+            from. Under a threshold it goes with reference "previous", and like that never catches a drift.
+        bias: of a search, what another block must gain over the patch's own place, in the units of the metric.
 
     Under a budget the reference is the previous step, for what was kept last follows from a threshold alone; forced
     and refreshed steps come first.
@@ -41,6 +47,8 @@ def grt(
     compute embeddings for the kept patches but carry the others on, so that nothing gets shorter; here the kept ones
     are packed. Scores are distances; the release divides them by the largest of their frame, see ``relative``.
     """
+    if search:
+        return compensated(frames, patch, tubelet, threshold, state, metric, reference, refresh, forced, search, bias)
     if threshold is None:
         score = ops.patch_motion(frames, list(patch), tubelet, metric=metric, span="whole")
         return Gated(first_of_all(score, refresh, forced))
@@ -51,11 +59,34 @@ def grt(
     return Gated(score, keep, state)
 
 
-def first_of_all(score: Tensor, refresh: int, forced: Tensor | None) -> Tensor:
-    """+inf where a step is refreshed or forced."""
+def compensated(
+    frames: Tensor, patch: tuple[int, int], tubelet: int, threshold: float | None, state: Any, metric: str,
+    reference: str, refresh: int, forced: Tensor | None, search: int, bias: float,
+) -> Gated:  # fmt: skip
+    """``grt`` with a search; its state is the last step and the number of steps seen."""
+    if threshold is not None and reference != "previous":
+        raise ValueError(f'expected reference "previous" with a search under a threshold, got {reference!r}')
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise ValueError(f"expected threshold finite and >= 0, got {threshold:g}")
+    videos, count = frames.shape[0], frames.shape[1] // tubelet
+    before, seen = state or (frames[:, :0], frames.new_zeros(videos, dtype=torch.int64))
+    frames = torch.cat([before, frames], 1) if before.shape[1] else frames
+    score, vectors = ops.motion_search(frames, list(patch), search, tubelet, metric=metric, span="whole", bias=bias)
+    first = score.shape[1] - count
+    opens = (seen[:, None] + torch.arange(count, device=frames.device) == 0)[:, :, None, None]
+    score, vectors = score[:, first:].masked_fill(opens, math.inf), vectors[:, first:].masked_fill(opens[..., None], 0)
+    ranked = first_of_all(score, refresh, forced, seen)
+    if threshold is None:
+        return Gated(ranked, vectors=vectors)
+    return Gated(score, ranked > threshold, [frames[:, -tubelet:].clone(), seen + count], vectors)
+
+
+def first_of_all(score: Tensor, refresh: int, forced: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    """+inf where a step is refreshed or forced; ``seen`` int64 [B] came before the first."""
     if refresh:
-        steps = torch.arange(score.shape[1], device=score.device) % refresh == 0
-        score = score.masked_fill(steps[:, None, None], math.inf)
+        steps = torch.arange(score.shape[1], device=score.device)
+        steps = (steps if seen is None else seen[:, None] + steps) % refresh == 0
+        score = score.masked_fill(steps[..., None, None], math.inf)
     if forced is not None:
         score = score.masked_fill(forced if forced.dim() == 4 else forced[:, :, None, None], math.inf)
     return score
