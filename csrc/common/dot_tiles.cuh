@@ -31,12 +31,6 @@ struct alignas(16) DotShared {
   float norms[2 * kDotTile];              // squared
 };
 
-VTOK_DEVICE float to_float(double x) { return static_cast<float>(x); }
-template <class T>
-VTOK_DEVICE float to_float(T x) {
-  return widen(x);
-}
-
 template <class T>
 VTOK_DEVICE int64_t segment_begin(const DotRows<T>& of, int64_t v) {
   const int64_t begin = of.cu_seqlens[v];

@@ -48,6 +48,12 @@ VTOK_BOTH float widen(f16 x) {
 #endif
 }
 
+// The same for kernels that work in float32 alone: float64 is rounded to it.
+template <class T>
+VTOK_BOTH float to_float(T x) {
+  return static_cast<float>(widen(x));
+}
+
 VTOK_BOTH double round_to(double x, double) { return x; }
 VTOK_BOTH float round_to(float x, float) { return x; }
 

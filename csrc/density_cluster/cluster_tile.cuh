@@ -66,12 +66,6 @@ VTOK_DEVICE bool takes_part(const ClusterArgs<T>& args, const ClusterGroup& grou
   return row < group.end && (!args.valid || args.valid[row]);
 }
 
-VTOK_DEVICE float to_float(double x) { return static_cast<float>(x); }
-template <class T>
-VTOK_DEVICE float to_float(T x) {
-  return widen(x);
-}
-
 struct alignas(16) ClusterFour {
   float x[4];
 };
