@@ -54,7 +54,8 @@ def fastvid(
     ``contextual`` of it, rounded down, are its salient tokens, which stay as they are. What is left of a scene's shares
     is divided alike among its anchors, every fourth frame counted back from its last: centres of DPC-KNN among the
     other tokens of that frame. Each token that is not salient joins the centre of its scene that it is most alike, by
-    cosine. Where an anchor has too few tokens for its centres more salient tokens fill the budget.
+    cosine, or is dropped where its scene has none. Where an anchor has too few tokens for its centres more salient
+    tokens fill the budget.
 
     Args:
         attention: [S], the attention that each token draws in the encoder, from its class token or pooling head.
@@ -72,7 +73,8 @@ def fastvid(
     there each anchor of a scene merges the whole scene again, so that a token is in several rows, here it is in one;
     there integer division loses rows, here all of the budget is kept; densities get no noise.
 
-    Source: the released code of FastVID. It has no threshold. Copies the tokens twice.
+    Source: the released code of FastVID. It has no threshold. Copies the tokens once or twice, without ``attention``
+    several times as float32.
     """
     plan, share = expect_budget("fastvid", goal), share_of("fastvid", "contextual", contextual)
     if segments < 1 or every < 1 or not 0 <= blend < 1:

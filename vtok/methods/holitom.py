@@ -54,7 +54,8 @@ def holitom(
     noise, and rows come out by position, the static ones in the first frame of their window. Its merging inside the
     language model is not vtok's.
 
-    Source: the released code of HoliTom. It has no threshold. Copies the tokens.
+    Source: the released code of HoliTom. It has no threshold. Copies the tokens, without ``attention`` several times as
+    float32.
     """
     plan, share = expect_budget("holitom", goal), share_of("holitom", "contextual", contextual)
     if most < 1 or not 0 <= blend < 1:
