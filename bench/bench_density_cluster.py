@@ -18,7 +18,7 @@ def workloads() -> list[Workload]:
     return [
         groups(f"{t}×{n}×{KEYS} fp32, by frame", [n] * t, KEYS),
         groups(f"{t // 4}×{n}×{D} bf16, by frame", [n] * (t // 4), D, torch.bfloat16),
-        groups(f"{t // 16}×{sites}×{width} bf16, by frame", [sites] * max(t // 16, 1), width, torch.bfloat16),
+        groups(f"2×{sites}×{width} bf16, by frame", [sites] * 2, width, torch.bfloat16),
         groups(f"{4 * n}×{KEYS} fp32, a window", [4 * n], KEYS),
         groups(f"{t}×{n}×{D} bf16, by frame", [n] * t, D, torch.bfloat16, gpu_only=True),
         groups(f"{frames}×{sites}×{width} bf16, by frame", [sites] * frames, width, torch.bfloat16, gpu_only=True),
