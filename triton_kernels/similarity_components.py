@@ -101,7 +101,7 @@ def similarity_components(
     if count and groups:
         link_kernel[(count // ROWS + groups,)](
             rows, cu_seqlens, label, count, D, rows.stride(0), groups, groups.bit_length(), threshold, eps,
-            ROWS=ROWS, OTHERS=OTHERS, STEP=STEP, num_warps=8 if rows.dtype == torch.float64 else 4,
+            ROWS=ROWS, OTHERS=OTHERS, STEP=STEP, num_warps=8,
             enable_fp_fusion=False,
         )  # fmt: skip
     if count:
