@@ -146,6 +146,14 @@ def test_one_budget_for_the_batch_goes_where_it_helps():
     assert error(packed, tokens) < error(each, tokens)
 
 
+def test_gaps_of_videos_add_up():
+    one = torch.tensor([[0.0, 0, 8, 0, 0, 0], [0.0, 0, 0, 0, 0, 4.5]]).T.reshape(1, 6, 2, 1)
+    first, second, both = (
+        compress(x, budget=3, method="optimal").gap for x in (one, 3 * one, torch.cat([one, 3 * one]))
+    )
+    assert first > 0 and second == pytest.approx(9 * first) and both == pytest.approx(first + second)
+
+
 def test_rounds_add_up_by_weight():
     layout, tokens = Layout.from_grid([(8, 1, 3)]), scenes([(8, 1, 3)])
     one = compress(tokens, layout, budget=24, method="optimal")

@@ -10,7 +10,7 @@ import triton.language as tl
 from vtok.ops import _rooms
 from vtok.ops.run_curve import WORD
 
-TILE, STEP = 32, 32  # rows and columns of the tiles that meet
+TILE, STEP = 32, 16  # rows and columns of the tiles that meet
 ROOMS, ROOM_BYTES = 128, 1 << 30  # programs at most, and what their workspaces may take
 
 
