@@ -28,22 +28,23 @@ def search_kernel(
     x = corner + (t * tubelet + tubelet - FRAMES) * frame
     r = corner + tl.maximum(t - 1, 0) * tubelet * frame
     strides, rows = (channel, frame, row), H - py * ph
-    still = patch_distance(x, r, strides, strides, left, rows, pw, ph, FRAMES, count, METRIC, FLOAT, ACC, PATCHES,
-                           COLUMNS)  # fmt: skip
-    best = tl.full((PATCHES,), float("nan"), FLOAT)
-    vy, vx = tl.full((PATCHES,), 0, tl.int64), tl.full((PATCHES,), 0, tl.int64)
+    still = tl.full((PATCHES,), 0, FLOAT)
+    best, at, far = tl.full((PATCHES,), float("nan"), FLOAT), tl.full((PATCHES,), 0, tl.int32), ry + rx
+    far += at  # |dy| + |dx| of the best
     top, bottom = py * ph, tl.minimum(py * ph + ph, H)
     begin, end = px * pw, tl.minimum(px * pw + pw, W)
     for i in range((2 * ry + 1) * (2 * rx + 1)):
-        dy, dx = i // (2 * rx + 1) - ry + top * 0, i % (2 * rx + 1) - rx + begin * 0  # int64; dx [PATCHES]
-        fits = (px < w) & (begin + dx >= 0) & (end + dx <= W) & (top + dy >= 0) & (bottom + dy <= H)
-        fits = fits & ((dx != 0) | (dy != 0))
-        cost = patch_distance(x, r + (dy * row + dx)[:, None], strides, strides, tl.where(fits[:, None], left, 0), rows,
-                              pw, ph, FRAMES, count, METRIC, FLOAT, ACC, PATCHES, COLUMNS)  # fmt: skip
-        nearer = tl.abs(dy) + tl.abs(dx) < tl.abs(vy) + tl.abs(vx)
-        less = fits & ((cost < best) | ((best != best) & (cost == cost)) | ((cost == best) & nearer))
-        best, vy, vx = tl.where(less, cost, best), tl.where(less, dy, vy), tl.where(less, dx, vx)
+        dy, dx = i // (2 * rx + 1) - ry, i % (2 * rx + 1) - rx
+        fits = (begin + dx >= 0) & (end + dx <= W) & (top + dy >= 0) & (bottom + dy <= H)
+        there = r + (tl.cast(dy, tl.int64) * row + dx)
+        cost = patch_distance(x, there, strides, strides, tl.where(fits[:, None], left, 0), rows, pw, ph, FRAMES, count,
+                              METRIC, FLOAT, ACC, PATCHES, COLUMNS)  # fmt: skip
+        norm = tl.abs(dy) + tl.abs(dx)
+        less = fits & ((cost < best) | ((best != best) & (cost == cost)) | ((cost == best) & (norm < far)))
+        still, less = tl.where(norm + at * 0 == 0, cost, still), less & (norm + at * 0 > 0)
+        best, at, far = tl.where(less, cost, best), tl.where(less, i, at), tl.where(less, norm, far)
     moved = (t > 0) & ((best + bias < still) | ((still != still) & (best == best)))
+    vy, vx = (at // (2 * rx + 1) - ry).to(tl.int64), (at % (2 * rx + 1) - rx).to(tl.int64)
     place = ((b * steps + t) * h + py) * w + px
     tl.store(motion + place, tl.where(t == 0, float("inf"), tl.where(moved, best, still)), mask=px < w)
     tl.store(vectors + 2 * place, tl.where(moved, vy, 0), mask=px < w)
@@ -72,7 +73,7 @@ def motion_search(
         bits = struct.unpack("<q", struct.pack("<d", room.rounded(bias, motion.dtype)))[0]
         search_kernel[(blocks * h * T * B,)](
             frames, motion, vectors, *frames.stride()[:4], T, H, W, h, w, blocks, tubelet, ph, pw, compared,
-            C * compared * ph, min(radius, H - 1), min(radius, W - 1), bits, METRIC=metric, **constants, num_warps=4,
+            C * compared * ph, min(radius, H - 1), min(radius, W - 1), bits, METRIC=metric, **constants, num_warps=2,
             enable_fp_fusion=False,
         )  # fmt: skip
     return motion, vectors
