@@ -53,7 +53,7 @@ def least_error(tokens, grids, budgets, weights=None, extra=0):
         curves.append([least_sums(cost_table(tokens[r].double(), w[r])) for r in rows])
         start += t * h * n + extra
     if isinstance(budgets, int):
-        curves, budgets = [sum(curves, [])], [budgets]
+        curves, budgets = [[curve for video in curves for curve in video]], [budgets]
     return sum(divided(video, k) for video, k in zip(curves, budgets, strict=True))
 
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import Merged, register
-from vtok.ops.run_curve import WORD
+from vtok.ops._rooms import ROOMS
 from vtok.sites import runs
 
 if TYPE_CHECKING:
     from vtok.decide import Goal, Plan
+
+WORD = ROOMS["run_curve"].WORD  # frames of a word of run_curve's masks
 
 
 @register("optimal", kind="merge")

@@ -74,7 +74,8 @@ def reference(rows: Tensor, cu_seqlens: Tensor, threshold: float, *, eps: float 
         alike = _canonical.cosine(x[part] @ x.T, norm[part, None], norm, eps) > limit.to(x.device)
         ends = (alike & inside & (group[part, None] == group)).nonzero()
         edges.append(ends + ends.new_tensor([start, 0]))
-    label = connected_components(*torch.cat(edges).unbind(-1), total)
+    source, target = torch.cat(edges).unbind(-1)
+    label = connected_components(source, target, total)
     return torch.where(inside, label, -1)
 
 
