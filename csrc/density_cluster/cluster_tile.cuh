@@ -2,7 +2,7 @@
 // tile of others, some columns of both in shared memory at a time.
 #pragma once
 
-#include "common/kernel.h"
+#include "common/dot_tiles.cuh"
 #include "density_cluster/density_cluster.h"
 
 namespace vtok {
@@ -66,16 +66,6 @@ VTOK_DEVICE bool takes_part(const ClusterArgs<T>& args, const ClusterGroup& grou
   return row < group.end && (!args.valid || args.valid[row]);
 }
 
-VTOK_DEVICE float to_float(double x) { return static_cast<float>(x); }
-template <class T>
-VTOK_DEVICE float to_float(T x) {
-  return widen(x);
-}
-
-struct alignas(16) ClusterFour {
-  float x[4];
-};
-
 struct alignas(16) ClusterShared {
   float tiles[2 * kClusterTile * kClusterPitch];     // columns of rows, then of others
   float squares[kClusterTile * (kClusterTile + 1)];  // of each row from each other
@@ -107,19 +97,16 @@ VTOK_DEVICE void store_columns(const ClusterCargo& cargo, ClusterShared& shared)
   for (int i = 0; i < 2 * kClusterLoads; ++i) to[i * (kClusterThreads / kClusterDepth) * kClusterPitch] = cargo.x[i];
 }
 
-VTOK_DEVICE ClusterFour read_columns(const float* from) { return *reinterpret_cast<const ClusterFour*>(from); }
-
 // Adds the columns in shared memory to a thread's squared distances, ascending.
 VTOK_DEVICE void add_columns(const ClusterShared& shared, int x, int y, float (&sums)[kClusterEach][kClusterEach]) {
 #pragma unroll 2
   for (int k = 0; k < kClusterDepth; k += 4) {
-    ClusterFour a[kClusterEach];
+    Four a[kClusterEach];
 #pragma unroll
-    for (int i = 0; i < kClusterEach; ++i)
-      a[i] = read_columns(shared.tiles + (y + i * kClusterSide) * kClusterPitch + k);
+    for (int i = 0; i < kClusterEach; ++i) a[i] = read_four(shared.tiles + (y + i * kClusterSide) * kClusterPitch + k);
 #pragma unroll
     for (int j = 0; j < kClusterEach; ++j) {
-      const ClusterFour b = read_columns(shared.tiles + (kClusterTile + x + j * kClusterSide) * kClusterPitch + k);
+      const Four b = read_four(shared.tiles + (kClusterTile + x + j * kClusterSide) * kClusterPitch + k);
 #pragma unroll
       for (int i = 0; i < kClusterEach; ++i)
 #pragma unroll
