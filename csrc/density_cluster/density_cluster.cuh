@@ -21,18 +21,18 @@ template <class T>
 __global__ void __launch_bounds__(kClusterThreads) cluster_density_kernel(ClusterArgs<T> args) {
   VTOK_SHARED(ClusterShared, shared);
   VTOK_DYNAMIC_SHARED(lists);
-  const int64_t step = int64_t{gridDim.x} * kClusterThreads, all = args.count > args.k ? args.count : args.k;
+  const int64_t step = int64_t{gridDim.x} * kClusterThreads, all = args.of.count > args.k ? args.of.count : args.k;
   for (int64_t i = int64_t{blockIdx.x} * kClusterThreads + threadIdx.x; i < all; i += step) {
-    if (i < args.count) args.assignment[i] = -1, args.score[i] = -infinite();
+    if (i < args.of.count) args.assignment[i] = -1, args.score[i] = -infinite();
     if (i < args.k) args.centres[i] = -1;
   }
-  if (args.groups == 0) return;
+  if (args.of.segments == 0) return;
   const ClusterGroup group = group_of_tile(args, blockIdx.x);
   const int64_t row = group.first() + threadIdx.x;
   const bool mine = threadIdx.x < kClusterTile && takes_part(args, group, row);
   float* const least = reinterpret_cast<float*>(lists) + threadIdx.x;
   if (threadIdx.x < kClusterTile) {
-    shared.rows[threadIdx.x] = mine ? row : -1;
+    shared.dots.rows[threadIdx.x] = mine ? row : -1;
     for (int64_t p = 0; p < args.neighbours; ++p) least[p * kClusterTile] = infinite();
   }
   ClusterNear near{infinite(), kNobody};
@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_density_kernel(Cluste
     const int64_t n = number < args.neighbours ? number : args.neighbours;
     float sum = 0;
     for (int64_t p = 0; p < n; ++p) sum += least[p * kClusterTile];
-    args.mean[row] = cluster_mean(sum, n, args.D);
+    args.mean[row] = cluster_mean(sum, n, args.of.D);
     args.near[row] = near;
   }
-  if (threadIdx.x < kClusterTile) shared.means[threadIdx.x] = farthest;
+  if (threadIdx.x < kClusterTile) shared.dots.norms[threadIdx.x] = farthest;
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int i = 1; i < kClusterTile; ++i) farthest = shared.means[i] > farthest ? shared.means[i] : farthest;
+    for (int i = 1; i < kClusterTile; ++i) farthest = shared.dots.norms[i] > farthest ? shared.dots.norms[i] : farthest;
     args.farthest[blockIdx.x] = farthest;
   }
 }
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_delta_kernel(ClusterA
   auto* const found = reinterpret_cast<unsigned long long*>(args.assignment);
   const ClusterGroup group = group_of_tile(args, blockIdx.x);
   const int64_t begin = group.tile * kClusterTile, end = begin + kClusterTile;
-  if (threadIdx.x < kClusterTile) shared.rows[threadIdx.x] = -1;
+  if (threadIdx.x < kClusterTile) shared.dots.rows[threadIdx.x] = -1;
   __syncthreads();
   int64_t seen = 0;
   for (int64_t first = group.begin; first < group.end && seen < end; first += kClusterThreads) {
@@ -78,27 +78,27 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_delta_kernel(ClusterA
     bool open = takes_part(args, group, row);
     if (open) {
       const ClusterNear near = args.near[row];
-      open = near.row >= args.count || !denser(args.mean[near.row], near.row, args.mean[row], row);
+      open = near.row >= args.of.count || !denser(args.mean[near.row], near.row, args.mean[row], row);
       const int64_t place = row - group.begin;
       if (!open && blockIdx.y == 0 && place >= begin && place < end) found[row] = bit_cast<uint32_t>(near.square);
     }
     int64_t total;
     const int64_t number = seen + block_scan<kClusterThreads>(open, shared.sums, total);
-    if (open && number >= begin && number < end) shared.rows[number - begin] = row;
+    if (open && number >= begin && number < end) shared.dots.rows[number - begin] = row;
     seen += total;
   }
   if (seen <= begin) return;
   __syncthreads();
-  const int64_t row = threadIdx.x < kClusterTile ? shared.rows[threadIdx.x] : -1;
+  const int64_t row = threadIdx.x < kClusterTile ? shared.dots.rows[threadIdx.x] : -1;
   const float mean = row >= 0 ? args.mean[row] : 0.0f;
   float nearest = -1;
   const int64_t step = int64_t{gridDim.y} * kClusterTile;
   for (int64_t first = group.begin + int64_t{blockIdx.y} * kClusterTile; first < group.end; first += step) {
     const int64_t other = first + threadIdx.x;
     const bool takes = threadIdx.x < kClusterTile && takes_part(args, group, other);
-    if (takes) shared.means[threadIdx.x] = args.mean[other];
+    if (takes) shared.dots.norms[threadIdx.x] = args.mean[other];
     meet_tile(args, shared, takes ? other : -1, [&](int64_t other_row, int j, float square) {
-      if (denser(shared.means[j], other_row, mean, row) && (nearest < 0 || square < nearest)) nearest = square;
+      if (denser(shared.dots.norms[j], other_row, mean, row) && (nearest < 0 || square < nearest)) nearest = square;
     });
   }
   if (nearest >= 0) atomicMin(found + row, static_cast<unsigned long long>(bit_cast<uint32_t>(nearest)));
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_rank_kernel(ClusterAr
   const auto score_of = [&](int64_t row) {
     const int64_t bits = args.assignment[row];
     const float nearest = bits < 0 ? farthest : bit_cast<float>(static_cast<uint32_t>(bits));
-    return cluster_score(args.mean[row], nearest, args.D);
+    return cluster_score(args.mean[row], nearest, args.of.D);
   };
   const int64_t row = group.first() + threadIdx.x % kClusterTile;
   const bool mine = takes_part(args, group, row);
@@ -162,8 +162,8 @@ using ClusterSums = int64_t[kClusterThreads / kWarp];
 template <class T>
 __global__ void __launch_bounds__(kClusterThreads) cluster_list_kernel(ClusterArgs<T> args) {
   VTOK_SHARED(ClusterSums, sums);
-  const int64_t begin = cluster_clamp(args.cu_seqlens[blockIdx.x], 0, args.count);
-  const int64_t end = cluster_clamp(args.cu_seqlens[blockIdx.x + 1], begin, args.count);
+  const int64_t begin = cluster_clamp(args.of.cu_seqlens[blockIdx.x], 0, args.of.count);
+  const int64_t end = cluster_clamp(args.of.cu_seqlens[blockIdx.x + 1], begin, args.of.count);
   const int64_t last = cluster_clamp(args.cu_k[blockIdx.x + 1], 0, args.k);
   int64_t slot = cluster_clamp(args.cu_k[blockIdx.x], 0, args.k);
   for (int64_t first = begin; first < end && slot < last; first += kClusterThreads) {
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kClusterThreads) cluster_assign_kernel(Cluster
   if (group.first() >= group.end) return;
   const int64_t row = group.first() + threadIdx.x;
   const bool mine = threadIdx.x < kClusterTile && takes_part(args, group, row);
-  if (threadIdx.x < kClusterTile) shared.rows[threadIdx.x] = mine ? row : -1;
+  if (threadIdx.x < kClusterTile) shared.dots.rows[threadIdx.x] = mine ? row : -1;
   float nearest = 0;
   int64_t slot = -1;
   const int64_t end = cluster_clamp(args.cu_k[group.v + 1], 0, args.k);
@@ -212,8 +212,8 @@ cudaError_t cluster_launch(const T* rows, int64_t count, int64_t stride, int64_t
                            int64_t* assignment, int64_t* centres, float* score, void* workspace, cudaStream_t stream) {
   auto* const near = static_cast<ClusterNear*>(workspace);
   auto* const mean = reinterpret_cast<float*>(near + count);
-  const ClusterArgs<T> args{rows,       count, stride,     D,       cu_seqlens, cu_k, groups, k,
-                            neighbours, valid, assignment, centres, score,      near, mean,   mean + count};
+  const DotRows<T> of{rows, count, stride, D, cu_seqlens, groups, kClusterTile};
+  const ClusterArgs<T> args{of, cu_k, k, neighbours, valid, assignment, centres, score, near, mean, mean + count};
   const int64_t tiles = cluster_tiles(count, groups), wanted = ceil_div(kClusterBlocks, tiles + 1);
   const int64_t useful = ceil_div(count, kClusterTile) + 1, most = useful < kClusterShares ? useful : kClusterShares;
   const dim3 block(kClusterThreads), each(tiles ? tiles : 1), shared_out(tiles, wanted < most ? wanted : most);

@@ -3,19 +3,20 @@ from mutant import Mutant
 MUTANTS = [
     Mutant(
         "the tiles in shared memory are overwritten while they are read", "csrc/density_cluster/cluster_tile.cuh",
-        "    add_columns(shared, x, y, sums);\n    __syncthreads();\n", "    add_columns(shared, x, y, sums);\n",
+        "    subtract_tiles(shared.dots, x, y, sums);\n    __syncthreads();\n",
+        "    subtract_tiles(shared.dots, x, y, sums);\n",
     ),
     Mutant(
         "others are replaced while rows still meet them", "csrc/density_cluster/cluster_tile.cuh",
         "infinite());\n    }\n  __syncthreads();\n}", "infinite());\n    }\n}",
     ),
     Mutant(
-        "a group has no room for its last tile", "csrc/density_cluster/cluster_tile.cuh",
-        "/ kClusterTile + v;", "/ kClusterTile;",
+        "a group has no room for its last tile", "csrc/density_cluster/density_cluster.cuh",
+        "return count / kClusterTile + groups;", "return ceil_div(count, kClusterTile);",
     ),
     Mutant(
         "rows whose nearest one is not denser keep it", "csrc/density_cluster/density_cluster.cuh",
-        "open = near.row >= args.count ||", "open = near.row >= args.count &&",
+        "open = near.row >= args.of.count ||", "open = near.row >= args.of.count &&",
     ),
     Mutant(
         "the higher of two equal rows ranks first", "csrc/density_cluster/density_cluster.cuh",
