@@ -10,7 +10,7 @@ from vtok.ops import _rooms
 from vtok.triton_kernels._canonical import cosine
 from vtok.triton_kernels._union_find import any_of, join_roots, root_of
 
-ROWS, OTHERS, STEP = 64, 32, 16  # rows and columns of the tiles that meet
+ROWS, OTHERS, STEP = 32, 32, 16  # rows and columns of the tiles that meet; larger ones spill on some targets
 BLOCK = 128
 
 
