@@ -33,7 +33,7 @@ def search_kernel(
     far += at  # |dy| + |dx| of the best
     top, bottom = py * ph, tl.minimum(py * ph + ph, H)
     begin, end = px * pw, tl.minimum(px * pw + pw, W)
-    for i in range((2 * ry + 1) * (2 * rx + 1)):
+    for i in range(tl.where(t > 0, (2 * ry + 1) * (2 * rx + 1), 0)):
         dy, dx = i // (2 * rx + 1) - ry, i % (2 * rx + 1) - rx
         fits = (begin + dx >= 0) & (end + dx <= W) & (top + dy >= 0) & (bottom + dy <= H)
         there = r + (tl.cast(dy, tl.int64) * row + dx)

@@ -111,7 +111,7 @@ VTOK_DEVICE int64_t sum_bytes(const uint8_t* x, const uint8_t* r, int x_at, int 
 }
 
 template <class T, PatchKind kKind, bool kStaged>
-__global__ void __launch_bounds__(kSearchPatches* kWarp, 2) search_kernel(MotionSearch search) {
+__global__ void __launch_bounds__(kSearchPatches* kWarp, kStaged ? 2 : 1) search_kernel(MotionSearch search) {
   using A = accumulator_t<T>;
   VTOK_DYNAMIC_SHARED(memory);
   const PatchVideo& video = search.video;
