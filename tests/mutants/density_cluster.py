@@ -12,7 +12,7 @@ MUTANTS = [
     ),
     Mutant(
         "a group has no room for its last tile", "csrc/density_cluster/density_cluster.cuh",
-        "return count / kClusterTile + groups;", "return ceil_div(count, kClusterTile);",
+        "return count / kClusterTile + groups;", "return count / kClusterTile + groups / 2 + 1;",
     ),
     Mutant(
         "rows whose nearest one is not denser keep it", "csrc/density_cluster/density_cluster.cuh",
