@@ -1,5 +1,6 @@
-"""run_curve in Triton: a program takes a site. Its costs, a square, lie in a workspace of the program's own, as do the
-masks and the least sums of the number of runs before."""
+"""run_curve in Triton: one kernel multiplies the rows of each site, a program to a tile; in another a program takes
+a site. Costs, a row for each row of the tokens, lie in a workspace, as do the masks and the least sums of
+the number of runs before."""
 
 from __future__ import annotations
 
@@ -11,38 +12,47 @@ from vtok.ops import _rooms
 from vtok.ops.run_curve import WORD
 
 TILE, STEP = 32, 16  # rows and columns of the tiles that meet
-ROOMS, ROOM_BYTES = 128, 1 << 30  # programs at most, and what their workspaces may take
+PROGRAMS = 512  # to aim at: the host knows no layout
 
 
 @triton.jit
-def difference(tokens, row, first, stride, start, inside, D, STEP: tl.constexpr):
+def difference(tokens, row, first, stride, start, D, STEP: tl.constexpr):
     """Columns [start, start + STEP) of rows minus the first one, as float32; zeros beyond the last."""
-    column = start + tl.arange(0, STEP).to(tl.int64)
-    mask = inside[:, None] & (column < D)[None, :]
-    x = tl.load(tokens + (row * stride)[:, None] + column[None, :], mask=mask, other=0)
-    y = tl.load(tokens + first * stride + column, mask=column < D, other=0)[None, :]
+    column = start + tl.arange(0, STEP)
+    inside = column < D
+    x = tl.load(tokens + (row * stride)[:, None] + column[None, :], mask=inside[None, :], other=0)
+    y = tl.load(tokens + first * stride + column, mask=inside, other=0)[None, :]
     if x.dtype == tl.float64:
-        out = (x - y).to(tl.float32)
+        return (x - y).to(tl.float32)
     else:
-        out = x.to(tl.float32) - y.to(tl.float32)
-    return tl.where(mask, out, 0)
+        return x.to(tl.float32) - y.to(tl.float32)
 
 
 @triton.jit
-def multiply_frames(
-    tokens, cost, first, step, T, pitch, stride, D, TILE: tl.constexpr, STEP: tl.constexpr
+def sites_of(begins, lengths, tokens_per_frame, v, frames):
+    """A video's first row, its rows to a frame, its frames, and its sites: none where they have too many frames."""
+    begin, n, T = tl.load(begins + v), tl.load(tokens_per_frame + v), tl.load(lengths + v).to(tl.int32)
+    return begin, n, T, tl.where((T > 0) & (T <= frames), n, 0)
+
+
+@triton.jit
+def multiply_kernel(
+    tokens, begins, lengths, tokens_per_frame, costs, D, stride, videos, frames, TILE: tl.constexpr, STEP: tl.constexpr
 ):  # fmt: skip
-    for a in range(0, T, TILE):
-        i = a + tl.arange(0, TILE)
-        for b in range(a, T, TILE):
-            j = b + tl.arange(0, TILE)
+    tiles = tl.cdiv(frames, TILE)
+    a, b = tl.program_id(2) // tiles * TILE, tl.program_id(2) % tiles * TILE
+    i, j = a + tl.arange(0, TILE), b + tl.arange(0, TILE)
+    for v in range(tl.program_id(0), videos, tl.num_programs(0)):
+        begin, n, T, sites = sites_of(begins, lengths, tokens_per_frame, v, frames)
+        for site in range(tl.program_id(1), tl.where((a <= b) & (b < T), sites, 0), tl.num_programs(1)):
+            first, cost = begin + site, costs + (begin + site * T) * frames
             dots = tl.zeros((TILE, TILE), tl.float32)
-            for start in range(0, D, STEP):
-                x = difference(tokens, first + i * step, first, stride, start, i < T, D, STEP)
-                y = difference(tokens, first + j * step, first, stride, start, j < T, D, STEP)
+            for start in range(0, D, STEP):  # rows beyond the last frame repeat it
+                x = difference(tokens, first + tl.minimum(i, T - 1) * n, first, stride, start, D, STEP)
+                y = difference(tokens, first + tl.minimum(j, T - 1) * n, first, stride, start, D, STEP)
                 dots = tl.dot(x, tl.trans(y), dots, input_precision="ieee")
             mask = (i < T)[:, None] & (j < T)[None, :]
-            tl.store(cost + i[:, None] * pitch + j[None, :], dots, mask=mask)
+            tl.store(cost + i[:, None] * frames + j[None, :], dots, mask=mask)
 
 
 @triton.jit
@@ -95,53 +105,42 @@ def hull(curve, gain, T, finite, BLOCK: tl.constexpr):
 
 @triton.jit
 def run_curve_kernel(
-    tokens, cu_seqlens, tokens_per_frame, weights, curve, gain, opens, costs, least, masks,
-    rows, D, stride, videos, frames, words, extra_rows,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WORD: tl.constexpr,
+    begins, lengths, tokens_per_frame, weights, curve, gain, opens, costs, sums, bits,
+    rows, videos, frames, words, BLOCK: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
-    room = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    cost = costs + room * frames * frames
-    least += room * 2 * BLOCK
-    masks += room * 2 * frames * words
     j = tl.arange(0, BLOCK)
     for v in range(tl.program_id(0), videos, tl.num_programs(0)):
-        begin = tl.minimum(tl.maximum(tl.load(cu_seqlens + v), 0), rows)
-        end = tl.minimum(tl.maximum(tl.load(cu_seqlens + v + 1), 0), rows)
-        n = tl.maximum(tl.load(tokens_per_frame + v), 0)
-        T = tl.where(n > 0, tl.maximum(end - begin - extra_rows, 0) // tl.maximum(n, 1), 0)
-        sites = tl.where((T > 0) & (T <= frames), n, 0)
-        T = T.to(tl.int32)
+        begin, n, T, sites = sites_of(begins, lengths, tokens_per_frame, v, frames)
         for site in range(tl.program_id(1), sites, tl.num_programs(1)):
             first, entry = begin + site, begin + site * T
-            multiply_frames(tokens, cost, first, n, T, frames, stride, D, TILE, STEP)
-            tl.debug_barrier()
+            cost, least, masks = costs + entry * frames, sums + entry, bits + entry * words
             finite = fill_costs(cost, weights, first, n, T, frames, BLOCK)
             tl.debug_barrier()
             best = tl.load(cost + j, mask=j < T, other=0)
             low = tl.sum(tl.where(j == T - 1, best, 0))
             tl.store(curve + entry, low)
-            tl.store(least + j, best)
+            tl.store(least + j, best, mask=j < T)
             for w in range(words):
                 word = tl.where(w == 0, j * 0 + 1, 0).to(tl.int64)
                 tl.store(masks + j * words + w, word, mask=j < T)
                 tl.store(opens + entry * words + w + j * 0, word, mask=j == T - 1)
             tl.debug_barrier()
             for k in range(1, T):
-                old, new = (k + 1) % 2, k % 2
+                old, new = (k + 1) % 2 * rows, k % 2 * rows  # of an odd and an even number of runs
                 best = tl.full((BLOCK,), float("inf"), tl.float32)
                 at = tl.full((BLOCK,), 0, tl.int32) + k
                 for i in range(k, T):  # where the last run opens
-                    before = tl.load(least + old * BLOCK + i - 1)
+                    before = tl.load(least + old + i - 1)
                     total = before + tl.load(cost + i * frames + j, mask=(j >= i) & (j < T), other=float("inf"))
                     at = tl.where(total < best, i, at)
                     best = tl.minimum(total, best)
                 for w in range(words):
-                    word = tl.load(masks + (old * frames + at - 1) * words + w, mask=(j >= k) & (j < T), other=0)
+                    word = tl.load(masks + (old + at - 1) * words + w, mask=(j >= k) & (j < T), other=0)
                     bit = tl.full((BLOCK,), 1, tl.int64) << (at % WORD).to(tl.int64)
                     word |= tl.where(at // WORD == w, bit, 0)
-                    tl.store(masks + (new * frames + j) * words + w, word, mask=(j >= k) & (j < T))
+                    tl.store(masks + (new + j) * words + w, word, mask=(j >= k) & (j < T))
                     tl.store(opens + (entry + k) * words + w + j * 0, word, mask=j == T - 1)
-                tl.store(least + new * BLOCK + j, best)
+                tl.store(least + new + j, best, mask=j < T)
                 low = tl.minimum(low, tl.min(tl.where(j == T - 1, best, float("inf"))))
                 tl.store(curve + entry + k, low)
                 tl.debug_barrier()
@@ -166,14 +165,18 @@ def run_curve(
     opens[:, 0] = 1
     if rows and videos:
         longest = min(frames, rows)
-        rooms = min(ROOMS, ROOM_BYTES // (4 * longest * longest) + 1)
-        grid = min(videos, rooms), min(max(rooms // videos, 1), rows)
-        block, rooms = max(16, triton.next_power_of_2(longest)), grid[0] * grid[1]
+        block = max(16, triton.next_power_of_2(longest))
+        grid = min(videos, PROGRAMS), min(max(PROGRAMS // videos, 1), triton.cdiv(rows, videos))
+        bounds, n = cu_seqlens.clamp(0, rows), tokens_per_frame.contiguous()
+        lengths = torch.where(n > 0, (bounds.diff() - extra_rows).clamp(min=0) // n.clamp(min=1), 0)
+        costs = curve.new_empty(rows, longest)
+        multiply_kernel[(*grid, triton.cdiv(longest, TILE) ** 2)](
+            tokens, bounds, lengths, n, costs, D, tokens.stride(0), videos, longest, TILE=TILE, STEP=STEP, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
         run_curve_kernel[grid](
-            tokens, cu_seqlens.contiguous(), tokens_per_frame.contiguous(),
-            None if weights is None else weights.contiguous(), curve, gain, opens,
-            curve.new_empty(rooms, longest, longest), curve.new_empty(rooms, 2, block),
-            opens.new_empty(rooms, 2, longest, words), rows, D, tokens.stride(0), videos, longest, words, extra_rows,
-            BLOCK=block, TILE=TILE, STEP=STEP, WORD=WORD, num_warps=4, enable_fp_fusion=False,
+            bounds, lengths, n, None if weights is None else weights.contiguous(), curve, gain, opens, costs,
+            curve.new_empty(2, rows), opens.new_empty(2, rows, words), rows, videos, longest, words,
+            BLOCK=block, WORD=WORD, num_warps=2 if block <= 128 else 4, enable_fp_fusion=False,
         )  # fmt: skip
     return curve, gain, opens.flatten()

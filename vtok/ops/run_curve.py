@@ -63,8 +63,8 @@ def run_curve(
     (8 + D/16)·2^-24 of the run's Σ w·|x_t - x_0|² at most: what drifts far from its first row is told apart less well.
 
     Moves S·D·itemsize + 8·S·(1 + W) bytes; S·T·D/2 multiplications and S·T²/6 steps of dynamic programming, which is
-    what bounds it: T is meant for some hundred. CUDA keeps a site's T²/2 costs on the chip, or in a workspace where
-    they do not fit. Class T: bit-exact where the dot products and their sums over runs are exact in float32, else each
+    what bounds it: T is meant for some hundred. CUDA keeps a site's T²/2 costs on the chip, or where they do not fit in
+    a workspace of some rooms; Triton takes 4·S·frames bytes. Class T: bit-exact where the dot products and their sums over runs are exact in float32, else each
     D(k) is the least up to rounding. Not differentiable. Capturable in a CUDA graph; never syncs.
     """
     return torch.ops.vtok.run_curve(
