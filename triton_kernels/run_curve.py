@@ -165,7 +165,7 @@ def run_curve(
     opens[:, 0] = 1
     if rows and videos:
         longest = min(frames, rows)
-        block = max(16, triton.next_power_of_2(longest))
+        block = max(16 if longest <= 64 else 256, triton.next_power_of_2(longest))  # at 128 sm_100 needs a stack frame
         grid = min(videos, PROGRAMS), min(max(PROGRAMS // videos, 1), triton.cdiv(rows, videos))
         bounds, n = cu_seqlens.clamp(0, rows), tokens_per_frame.contiguous()
         lengths = torch.where(n > 0, (bounds.diff() - extra_rows).clamp(min=0) // n.clamp(min=1), 0)
@@ -177,6 +177,6 @@ def run_curve(
         run_curve_kernel[grid](
             bounds, lengths, n, None if weights is None else weights.contiguous(), curve, gain, opens, costs,
             curve.new_empty(2, rows), opens.new_empty(2, rows, words), rows, videos, longest, words,
-            BLOCK=block, WORD=WORD, num_warps=2 if block <= 128 else 4, enable_fp_fusion=False,
+            BLOCK=block, WORD=WORD, num_warps=2 if block <= 64 else 4, enable_fp_fusion=False,
         )  # fmt: skip
     return curve, gain, opens.flatten()
