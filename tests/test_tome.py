@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtok import Layout, compress
+from vtok import Layout, Packed, compress
 from vtok.decide import Plan
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -44,6 +44,12 @@ def test_as_the_original(name):
         golden["in_x"].flatten(0, 1), layout, budget=left, method="tome", protected=protected,
         metric=golden["in_metric"].flatten(0, 1),
     )  # fmt: skip
+    scattered = compress(
+        golden["in_x"].flatten(0, 1), layout, budget=left, method="tome", protected=protected, order="release",
+        metric=golden["in_metric"].flatten(0, 1),
+    )  # fmt: skip
+    assert torch.allclose(scattered.values[scattered.order], golden["out_x1"].flatten(0, 1), atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in ((scattered.values, packed.values), (scattered.index, packed.index)))
     joined = golden["out_assign1"] + torch.arange(videos)[:, None] * left  # the original's row of each token
     for mine, theirs in ((packed.unmerge(), golden["out_x1"]), (packed.weight[packed.assignment], golden["out_size1"])):
         assert torch.allclose(mine, theirs.flatten(0, 1)[joined.flatten()].view_as(mine), atol=1e-5)
@@ -73,6 +79,25 @@ def test_videochat_flash_as_the_original(name):
     got = packed.values.view(clips, params["target"], channels)
     assert packed.weight.view(clips, -1).sum(1).tolist() == [rows] * clips
     assert all(same_rows(a, b) for a, b in zip(got, golden["out_merged"], strict=True))
+    scattered = compress(
+        tokens, budget=params["target"] * clips, method="videochat_flash", head_dim=params["head_dim"], order="release"
+    )  # fmt: skip
+    in_order = scattered.values[scattered.order].view_as(got)
+    assert torch.allclose(in_order, golden["out_merged"], atol=1e-5)
+
+
+def test_the_order_of_the_release_goes_with_the_rows(tmp_path):
+    tokens = torch.randn(2, 4, 6, 8)
+    packed = compress(tokens, budget=7, method="tome", order="release")
+    assert packed.order.sort().values.tolist() == list(range(14)) and packed.index.diff()[:6].gt(0).all()
+    for alone, video in zip(
+        (compress(t[None], budget=7, method="tome", order="release") for t in tokens), packed.split(), strict=True
+    ):
+        assert torch.equal(alone.order, video.order)
+    packed.save(tmp_path / "p.safetensors")
+    assert torch.equal(Packed.load(tmp_path / "p.safetensors").order, packed.order)
+    with pytest.raises(ValueError, match="expected order 'place' or 'release', got 'random'"):
+        compress(tokens, budget=7, method="tome", order="random")
 
 
 @settings(deadline=None, max_examples=40)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 FORMAT = "vtok.Packed 1"
 TENSORS = ("values", "index", "cu_seqlens", "positions", "weight", "assignment")
-OPTIONAL = ("scores", "counts", "sizes", "shares", "gap", "vectors")
-DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts", "vectors"), torch.int64)
+OPTIONAL = ("scores", "counts", "sizes", "shares", "gap", "order", "vectors")
+DTYPES = dict.fromkeys(("index", "cu_seqlens", "positions", "assignment", "counts", "order", "vectors"), torch.int64)
 DTYPES |= dict.fromkeys(("weight", "scores", "sizes", "shares"), torch.float32) | {"gap": torch.float64}
 
 
@@ -76,7 +76,7 @@ def _check(path: str | Path, tensors: dict[str, Tensor], layout: Layout) -> None
     shapes: dict[str, Any] = {
         "values": (rows, values.shape[1]), "positions": (rows, 3), "weight": (rows,), "cu_seqlens": (videos + 1,),
         "assignment": (source,), "scores": (source,), "sizes": (source,), "shares": (source,), "counts": (videos,),
-        "gap": (), "vectors": (source, 2),
+        "gap": (), "order": (rows,), "vectors": (source, 2),
     }  # fmt: skip
     for name, tensor in tensors.items():
         wanted = DTYPES.get(name, tensor.dtype)
@@ -91,6 +91,8 @@ def _check(path: str | Path, tensors: dict[str, Tensor], layout: Layout) -> None
     _expect(path, inside, f"index in [0, {source}), then -1", "values outside")
     in_order = bool((real.diff() > 0).all()) and torch.equal(torch.searchsorted(real, layout.cu_seqlens), cu_seqlens)
     _expect(path, in_order, "index ascending, each video's rows in its own part", "another order")
+    order = tensors.get("order", torch.arange(rows))
+    _expect(path, torch.equal(order.sort().values, torch.arange(rows)), f"order of {rows} rows", "another list")
     assignment = tensors["assignment"]
     _expect(
         path, bool(((assignment >= -1) & (assignment < kept)).all()), f"assignment in [-1, {kept})", "values outside"

@@ -137,7 +137,7 @@ def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None 
     return Packed(
         values, merged.index, merged.cu_seqlens, goal.layout, scores=merged.scores, counts=merged.counts,
         longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
-        sizes=sizes, shares=merged.shares, gap=merged.gap,
+        sizes=sizes, shares=merged.shares, gap=merged.gap, order=merged.order,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Packed:
         layout: the Layout of the source rows.
         sizes: float32 [S], what each source row already stood for (``weights`` of the call), or None for one each.
         shares: float32 [S], what each source row weighs in the mean of its output row, or None where that is its size.
+        order: int64 [K], which output row is where in the order of the method's release; None where it was not asked.
         gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
         vectors: int64 [S, 2], (dy, dx) in pixels from each source row's patch to the block that it came from one step
             earlier, of dropped rows too; None where none were looked for.
@@ -55,11 +56,12 @@ class Packed:
         sizes: Tensor | None = None,
         shares: Tensor | None = None,
         gap: Tensor | None = None,
+        order: Tensor | None = None,
         vectors: Tensor | None = None,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
         self.scores, self.counts, self.sizes, self.shares = scores, counts, sizes, shares
-        self.gap, self.vectors = gap, vectors
+        self.gap, self.order, self.vectors = gap, order, vectors
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
         self._positions, self._weight, self._assignment = positions, weight, assignment
@@ -287,6 +289,7 @@ class Packed:
             sizes=self.sizes,
             shares=self.shares,
             gap=self.gap,
+            order=self.order,
             vectors=self.vectors,
         )
 
@@ -316,6 +319,7 @@ class Packed:
             is_merged=self.is_merged,
             sizes=None if self.sizes is None else self.sizes[source],
             shares=None if self.shares is None else self.shares[source],
+            order=None if self.order is None else self.order[rows] - rows.start,
             vectors=None if self.vectors is None else self.vectors[source],
         )
 
@@ -357,5 +361,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes", "shares", "gap", "vectors"],
+     "_positions", "_weight", "_assignment", "sizes", "shares", "gap", "order", "vectors"],
 )  # fmt: skip

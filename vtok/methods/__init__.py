@@ -38,6 +38,7 @@ class Merged:
     scores: Tensor | None = None  # float32 [S], what the decision was made by
     reduce: str = "mean"  # what a row becomes of those that join it: their "mean", or "first" for itself
     shares: Tensor | None = None  # float32 [S], what each row weighs in that mean, if not its size
+    order: Tensor | None = None  # int64 [K], the output rows as the method's release orders them
     gap: Tensor | None = None  # float64 [], how far from the best it may be at most, in summed squared error
 
 

@@ -1,4 +1,4 @@
-"""scissor, LLaVA-Scissor's semantic connected components: of each frame first, then of what is left, over time."""
+"""scissor: connected components of alike tokens, of each frame first, then of what is left, over time."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ def tome(
     metric: Tensor | None = None,
     per: str = "video",
     split: int = 2,
+    order: str = "place",
 ) -> Merged:
     """Merge the pairs of tokens that are most alike: exactly as many as the budget asks for.
 
@@ -43,18 +44,20 @@ def tome(
             place, ⌊K·(t+1)/T⌋ - ⌊K·t/T⌋. A nested budget, one number per frame, is per frame by itself.
         split: every so many tokens of a segment one that others join: with k > 2 the release's kth_bipartite, whose
             single round leaves every k-th token. It drops the tokens after the last whole k; here they merge too.
+        order: "place", or "release": further rounds pair the tokens as the release does, which scatters them (sources
+            that found nobody by descending cosine, in order where tokens are protected, then destinations), and
+            ``Packed.order`` tells its order.
 
     A row is the mean of all tokens that joined it, ``weight`` their number (ToMe's size). It stands at the last token
-    that the others joined, and rows come out by that token; the release scatters them: sources that found nobody by
-    descending cosine, then destinations. So that a second round of the release pairs other tokens where its first left
-    sources over, which halving an even number of tokens never does.
+    that the others joined, and rows come out by that token. By place a second round pairs other tokens than the release
+    where its first left sources over, which halving an even number of tokens never does.
 
     Source: the bipartite soft matching of ToMe. It has no threshold. Inside a graph the number of rounds has to be
     known: dense tokens with one budget for all videos, or a Plan made outside of it (and then per video).
     """
     if per not in ("video", "frame"):
         raise ValueError(f"method 'tome': expected per 'video' or 'frame', got {per!r}")
-    pairing, clip = Pairing(protected, split), 1 if per == "frame" else None
+    pairing, clip = Pairing(protected, split, scattered("tome", order)), 1 if per == "frame" else None
     return join("tome", tokens if metric is None else metric, layout, goal, pairing, clip)
 
 
@@ -64,12 +67,28 @@ class Pairing:
 
     protected: int = 0
     split: int = 2
+    scatters: bool = False  # as the release does
 
     def most(self, rows: Any) -> Any:
         """How many of a segment's rows at most; a tensor of lengths works too. Of an odd row too many one stays."""
         free = (rows - self.protected) * (rows > self.protected)
         receive = (rows // self.split - self.protected // self.split) * (free > 0)
         return free // 2 if self.split == 2 else (free - receive) * (receive > 0)
+
+    def order(self, kept: Tensor, best: Tensor, bounds: Tensor) -> Tensor:
+        """int64 [K]: ``kept`` rows in the release's order, of each segment its sources, then its destinations."""
+        segment = torch.searchsorted(bounds[1:].contiguous(), kept, right=True)
+        receives = (kept - bounds[segment]) % self.split == self.split - 1
+        ranked = torch.where(receives | (self.protected > 0), 0, best[kept].nan_to_num(-LARGEST))
+        likely = ranked.argsort(descending=True, stable=True)
+        return kept[likely[(2 * segment + receives)[likely].argsort(stable=True)]]
+
+
+def scattered(name: str, order: str) -> bool:
+    """Whether rows are to be in the release's order."""
+    if order not in ("place", "release"):
+        raise ValueError(f"method {name!r}: expected order 'place' or 'release', got {order!r}")
+    return order == "release"
 
 
 def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing, clip: int | None) -> Merged:
@@ -92,7 +111,11 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing
         bounds = torch.nn.functional.pad(left.cumsum(0), (1, 0))
         if total != totals[-1]:
             x, weight = ops.merge(x, *ops.group(joined, total), weight)
-    return Merged(index, assignment, goal.plan.cu_seqlens)
+    if not pairing.scatters:
+        return Merged(index, assignment, goal.plan.cu_seqlens)
+    place = index.argsort()
+    order = torch.empty_like(place).scatter(0, place, torch.arange(place.shape[0], device=place.device))
+    return Merged(index[place], through(order, assignment), goal.plan.cu_seqlens, order=order)
 
 
 def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, pairing: Pairing) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,6 +130,9 @@ def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, pairing: Pa
     stays = torch.ones_like(row, dtype=torch.bool).index_fill(0, gone, False)
     kept, _ = ops.compact(stays, bounds, total)
     slot = torch.where(stays, stays.cumsum(0) - 1, -1)
+    if pairing.scatters:
+        kept = pairing.order(kept, best, bounds)
+        slot = slot.scatter(0, kept, torch.arange(total, dtype=torch.int64, device=x.device))
     return kept, through(slot, torch.where(stays, row, target)), left
 
 

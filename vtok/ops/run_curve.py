@@ -64,8 +64,9 @@ def run_curve(
 
     Moves S·D·itemsize + 8·S·(1 + W) bytes; S·T·D/2 multiplications and S·T²/6 steps of dynamic programming, which is
     what bounds it: T is meant for some hundred. CUDA keeps a site's T²/2 costs on the chip, or where they do not fit in
-    a workspace of some rooms; Triton takes 4·S·frames bytes. Class T: bit-exact where the dot products and their sums over runs are exact in float32, else each
-    D(k) is the least up to rounding. Not differentiable. Capturable in a CUDA graph; never syncs.
+    a workspace of some rooms; Triton takes 4·S·frames bytes. Class T: bit-exact where the dot products and their sums
+    over runs are exact in float32, else each D(k) is the least up to rounding. Not differentiable. Capturable in a
+    CUDA graph; never syncs.
     """
     return torch.ops.vtok.run_curve(
         tokens, cu_seqlens, tokens_per_frame, frames, weights=weights, extra_rows=extra_rows
