@@ -230,6 +230,18 @@ def test_draw_needs_tokens_that_tile_the_frames():
             draw(wrong, packed)
 
 
+def test_edges_say_how_many_tokens_a_merged_patch_stands_for():
+    frames = torch.randint(0, 256, (8, 32, 48, 3), dtype=torch.uint8)
+    frames[:, :16, :16] = frames[:1, :16, :16].clone()  # one site stays the same, and is one run
+    packed = vtok.compress(trial.patchify(frames, 16), budget=41, method="temporal_merge")
+    assert packed.weight[:6].tolist() == [8, 1, 1, 1, 1, 1]
+    shown = vtok.draw(frames, packed, patch=16)
+    accent = torch.tensor([255, 176, 64], dtype=torch.uint8)
+    assert (shown[0, 0, :16] == accent).all() and (shown[0, :16, 0] == accent).all()
+    assert torch.equal(shown[0, 1:16, 1:16], frames[0, 1:16, 1:16])
+    assert torch.equal(shown[:, 16:], frames[:, 16:])  # what stands for itself has no edge
+
+
 def test_spread_has_the_first_and_the_last():
     assert spread(5) == [0, 1, 2, 3, 4]
     assert spread(1000)[0] == 0 and spread(1000)[-1] == 999 and len(set(spread(1000))) == 24

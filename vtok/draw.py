@@ -25,12 +25,12 @@ PAPER, INK, FAINT, ACCENT = (16, 18, 22), (236, 238, 241), (140, 146, 156), (255
 
 
 def draw(frames: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
-    """The frames with every dropped patch grey and dark.
+    """The frames with every dropped patch grey and dark; where rows were merged, edges say how many a patch stands for.
 
     Args:
         frames: uint8, shape (T, H, W, 3), the frames of one video.
         packed: what a compressor made of their S tokens. With merging, a patch counts as kept where it stands for
-            its group.
+            its group, a run or a cluster, and has an edge, the brighter the more tokens it is the mean of.
         patch: pixels a token spans each way; by default sqrt(T·H·W/S). Needed where a token spans several frames, the
             last one perhaps fewer.
 
@@ -41,9 +41,24 @@ def draw(frames: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
         ValueError: frames of another shape or dtype, or tokens that don't tile them.
     """
     frames = frames.cpu()
-    kept = _kept_pixels(frames, packed.mask.cpu(), patch)
+    kept = _per_pixel(frames, packed.mask.cpu(), patch)
     grey = frames.float() @ torch.tensor([0.299, 0.587, 0.114]) * DIM
-    return torch.where(kept[..., None], frames, grey.round().to(torch.uint8)[..., None])
+    shown = torch.where(kept[..., None], frames, grey.round().to(torch.uint8)[..., None])
+    return _edged(shown, packed, patch) if packed.is_merged else shown
+
+
+def _edged(frames: Tensor, packed: Packed, patch: int | None) -> Tensor:
+    """Each patch that stands for several gets an edge at its top and left, full for the one that stands for most."""
+    weight, kept = packed.weight.cpu(), packed.index.cpu() >= 0
+    strength = weight.clamp(min=1).log2()
+    strength = strength / strength.amax().clamp(min=1) if weight.numel() else strength
+    each = torch.zeros(packed.mask.numel()).index_put((packed.index.cpu()[kept],), strength[kept])
+    share = _per_pixel(frames, each, patch)
+    inside = torch.zeros_like(share, dtype=torch.bool)
+    side = patch or math.isqrt(share.numel() // max(1, each.numel()))
+    inside[:, ::side], inside[:, :, ::side] = True, True
+    share = torch.where(inside, share, 0)[..., None]
+    return (frames * (1 - share) + torch.tensor(ACCENT) * share).round().to(torch.uint8)
 
 
 def residuals(frames: Tensor, rebuilt: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
@@ -53,7 +68,7 @@ def residuals(frames: Tensor, rebuilt: Tensor, packed: Packed, *, patch: int | N
     """
     frames, rebuilt = frames.cpu(), rebuilt.cpu()
     added = ((frames[1:].int() - rebuilt[:-1].int()) / 2 + 128).clamp(0, 255).to(torch.uint8)
-    kept = _kept_pixels(frames, packed.mask.cpu(), patch)[..., None]
+    kept = _per_pixel(frames, packed.mask.cpu(), patch)[..., None]
     return torch.where(kept, torch.cat([frames[:1], added]), round(128 * DIM))
 
 
@@ -143,17 +158,19 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
-def _kept_pixels(frames: Tensor, mask: Tensor, patch: int | None) -> Tensor:
-    """The mask [S] of tokens as a mask (T, H, W) of pixels."""
+def _per_pixel(frames: Tensor, tokens: Tensor, patch: int | None) -> Tensor:
+    """What tokens [S] have, a mask or a number, for the pixels (T, H, W)."""
     if frames.dim() != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"expected frames of uint8 and shape (T, H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
     count, height, width, _ = frames.shape
-    patch = patch or math.isqrt(count * height * width // max(1, mask.numel()))
+    patch = patch or math.isqrt(count * height * width // max(1, tokens.numel()))
     rows, columns = (height // patch, width // patch) if patch else (0, 0)
-    moments = mask.numel() // max(1, rows * columns)
+    moments = tokens.numel() // max(1, rows * columns)
     span = -(-count // max(1, moments))
-    whole = (rows * patch, columns * patch, moments * rows * columns) == (height, width, mask.numel())
+    whole = (rows * patch, columns * patch, moments * rows * columns) == (height, width, tokens.numel())
     if not whole or -(-count // max(1, span)) != moments:
-        raise ValueError(f"expected tokens that tile {count} frames of {width}x{height} in squares, got {mask.numel()}")
-    grid = mask.view(moments, rows, columns)
+        raise ValueError(
+            f"expected tokens that tile {count} frames of {width}x{height} in squares, got {tokens.numel()}"
+        )
+    grid = tokens.view(moments, rows, columns)
     return grid.repeat_interleave(span, 0)[:count].repeat_interleave(patch, 1).repeat_interleave(patch, 2)
