@@ -27,12 +27,13 @@ RUNS = "runs along time"
 FAMILIES = {
     RUNS: ("optimal", "temporal_merge", "mavors", "framefusion", "evs", "dtd", "dycoke", "longvu_stc"),
     "pixels": ("grt", "rlt", "dtd_pixel", "residualvit"),
-    "pairs anywhere": ("tome", "videochat_flash", "b_vllm"),
-    "clusters": ("fastvid", "prunevid", "holitom", "flashvid", "sttm", "scissor", "vidcom2"),
+    "pairs anywhere": ("tome", "videochat_flash"),
+    "clusters and outliers": ("fastvid", "prunevid", "holitom", "flashvid", "sttm", "scissor", "vidcom2"),
     "baselines": ("uniform", "random"),
 }
 COLOURS = ("#1f6fb4", "#7b3fa0", "#d9730d", "#2e8b57", "#777777")
 MARKERS = "osD^vPX*"
+UNBUDGETED = ("b_vllm",)
 
 
 def losses(frames: Tensor) -> tuple[dict[str, list[float | None]], dict[str, str]]:
@@ -42,6 +43,8 @@ def losses(frames: Tensor) -> tuple[dict[str, list[float | None]], dict[str, str
     found: dict[str, list[float | None]] = {}
     refusals: dict[str, str] = {}
     for name in methods.names():
+        if name in UNBUDGETED:
+            continue
         work = _gate(pixels, name) if methods.get(name).kind == "gate" else _compress(tokens, name)
         found[name] = []
         for share in SHARES:
