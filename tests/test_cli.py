@@ -295,7 +295,7 @@ def test_other_kinds_of_methods(tmp_path, capfd, clip, method, amount):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
-@pytest.mark.parametrize("method", ["fastvid", "prunevid", "holitom"])
+@pytest.mark.parametrize("method", ["fastvid", "flashvid", "prunevid", "holitom"])
 def test_methods_of_windows(tmp_path, capfd, clip, method):
     code, text, _ = vtok_run(capfd, "compress", clip, "--method", method, "--keep", "25%", "--out", tmp_path / "out")
     assert code == 0 and f"PSNR, {method}" in text

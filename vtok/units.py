@@ -51,17 +51,19 @@ class Units:
         static, dynamic = before[:, self.bounds].diff()
         return static, dynamic
 
-    def quotas(self, plan: Plan) -> tuple[Tensor, Tensor]:
+    def quotas(self, plan: Plan, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(int64 [F] static, int64 [F] dynamic units of each frame to keep): in proportion to how many there are.
 
         The units of each segment of the plan are counted through, a frame's static ones before its dynamic ones. Of the
-        budget a part gets the share up to its end less the share up to its beginning, both rounded down.
+        budget, less the rows ``taken`` bool [S] that are no units, a part gets the share up to its end less the share
+        up to its beginning, both rounded down.
         """
         before = pad((self.static | self.dynamic).cumsum(0), (1, 0))
         here = plan_segments(self.bounds, plan)
         begin = before[plan.segments[here]]
         units = before[plan.segments[here + 1]] - begin
-        kept = torch.minimum(plan.cu_k.diff()[here], units)
+        budget = plan.cu_k.diff() if taken is None else plan.cu_k.diff() - slots(taken)[plan.segments].diff()
+        kept = torch.minimum(budget[here], units)
         static, dynamic = self.sizes()
         ends = torch.stack([before[self.bounds[:-1]] - begin, static, dynamic]).cumsum(0)
         k_static, k_dynamic = (kept * ends // units.clamp(min=1)).diff(dim=0)
@@ -176,6 +178,14 @@ def head_rows(windows: Tensor, layout: Layout) -> Tensor:
 def plan_segments(bounds: Tensor, plan: Plan) -> Tensor:
     """int64 [F]: the segment of the plan that each frame is in."""
     return (torch.searchsorted(plan.segments, bounds[:-1], right=True) - 1).clamp(0, plan.segments.shape[0] - 2)
+
+
+def frame_quotas(layout: Layout, plan: Plan) -> Tensor:
+    """int64 [F]: each frame's share of the budget, up to its end less up to its beginning, both rounded down."""
+    here, (first, sites) = plan_segments(frame_bounds(layout), plan), layout.frame_starts()
+    rows, kept = plan.segments.diff()[here].clamp(min=1), plan.cu_k.diff()[here]
+    before = first - plan.segments[here]
+    return kept * (before + sites) // rows - kept * before // rows
 
 
 def without_frames(goal: Goal) -> Merged:

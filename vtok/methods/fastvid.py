@@ -16,6 +16,7 @@ from vtok.units import (
     best_of,
     expect_budget,
     frame_bounds,
+    frame_quotas,
     frames_of_rows,
     plan_segments,
     pulled,
@@ -112,10 +113,7 @@ def _quotas(
     scenes: Tensor, bounds: Tensor, layout: Layout, plan: Plan, share: tuple[int, int], every: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(int64 [F] salient tokens of each frame, int64 [F] centres, bool [F] whether it is an anchor)."""
-    here, (first, sites) = plan_segments(bounds, plan), layout.frame_starts()
-    rows, kept = plan.segments.diff()[here].clamp(min=1), plan.cu_k.diff()[here]
-    before = first - plan.segments[here]
-    tokens = kept * (before + sites) // rows - kept * before // rows
+    here, tokens = plan_segments(bounds, plan), frame_quotas(layout, plan)
     centres = tokens * share[0] // share[1]
     frame = torch.arange(layout.frames, dtype=torch.int64, device=bounds.device)
     scene = starts_of((scenes == frame) | (here != here.roll(1)))
