@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
+from triton.runtime.driver import driver
 
 
 @triton.jit
@@ -15,3 +18,11 @@ def narrow(x, dtype: tl.constexpr):
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(dtype)
+
+
+def all_registers() -> dict[str, int]:
+    """The launch option that lets ptxas take every register: it would rather spill a few bytes to fit more threads."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted or driver.active.get_current_target().backend != "cuda":
+        return {}
+    return {"maxnreg": 255}

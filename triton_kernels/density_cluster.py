@@ -9,6 +9,7 @@ import triton.language as tl
 
 from vtok.ops import _rooms
 from vtok.triton_kernels._canonical import div_rn
+from vtok.triton_kernels._common import all_registers
 
 ROWS, OTHERS = 64, 64  # of the tiles that meet
 LIST = 1024  # rows that a program lists at a time
@@ -40,6 +41,13 @@ def takes_part(valid, row, end, MASKED: tl.constexpr):
     if MASKED:
         inside = inside & (tl.load(valid + row, mask=inside, other=0) != 0)
     return inside
+
+
+@triton.jit
+def lies_before(first, row, OTHERS: tl.constexpr):
+    """[ROWS, OTHERS], which of the rows from the first on come before each row; in int32, for registers."""
+    before = tl.minimum(tl.maximum(row - first, 0), OTHERS).to(tl.int32)
+    return tl.arange(0, OTHERS)[None, :] < before[:, None]
 
 
 @triton.jit
@@ -114,19 +122,19 @@ def delta_kernel(
     nearest = tl.full((ROWS,), float("inf"), tl.float32)
     some = tl.zeros((ROWS,), tl.int32)
     stop = tl.where(begin + tile * ROWS < end, end, begin)
+    most = tl.full((), 0.0, tl.float32)  # the group's largest distance
+    first_tile = tl.program_id(0) - tile
+    for t in range(first_tile, tl.minimum(first_tile + tl.cdiv(stop - begin, ROWS), tl.num_programs(0))):
+        most = tl.maximum(most, tl.load(farthest + t))
     for first in range(begin, stop, OTHERS):
         other = first + tl.arange(0, OTHERS)
         takes = takes_part(valid, other, end, MASKED)
         n = tl.load(mean + other, mask=takes, other=0)[None, :]
-        denser = (n < m[:, None]) | (n == m[:, None]) & (other[None, :] < row[:, None])
+        denser = (n < m[:, None]) | (n == m[:, None]) & lies_before(first, row, OTHERS)
         denser = denser & takes[None, :]
         q = squares(rows, stride, D, row, other, mine, takes, ROWS, OTHERS)
         nearest = tl.minimum(nearest, tl.min(tl.where(denser, q, float("inf")), 1))
         some = tl.maximum(some, tl.max(denser.to(tl.int32), 1))
-    most = tl.zeros((ROWS,), tl.float32)
-    first_tile = tl.program_id(0) - tile
-    for t in range(first_tile, tl.minimum(first_tile + tl.cdiv(stop - begin, ROWS), tl.num_programs(0))):
-        most = tl.maximum(most, tl.load(farthest + t))
     x = div_rn(tl.where(some != 0, nearest, most), tl.zeros((ROWS,), tl.float32) + tl.cast(denominator, tl.float32))
     delta = tl.where(x == 0, float("-inf"), tl.where(x == float("inf"), x, cluster_log(x) * 0.5))
     tl.store(score + row, delta - m, mask=mine)
@@ -153,7 +161,7 @@ def rank_kernel(
         other = first + tl.arange(0, OTHERS)
         takes = takes_part(valid, other, end, MASKED)
         its = cluster_order(tl.load(score + other, mask=takes, other=0))[None, :]
-        beats = (its > key) | (its == key) & (other[None, :] < row[:, None])
+        beats = (its > key) | (its == key) & lies_before(first, row, OTHERS)
         before += tl.sum((beats & takes[None, :]).to(tl.int64), 1)
     wanted = tl.load(cu_k + v + 1) - tl.load(cu_k + v)
     tl.store(chosen + row, (mine & (before < wanted)).to(tl.int8), mask=row < end)
@@ -214,6 +222,7 @@ def density_cluster(
     chosen = rows.new_empty(count, dtype=torch.int8)
     about, group = (count, D, rows.stride(0)), (groups, groups.bit_length())
     options = {"MASKED": valid is not None, "ROWS": ROWS, "OTHERS": OTHERS, "num_warps": 8, "enable_fp_fusion": False}
+    options |= all_registers()
     density_kernel[(tiles,)](
         rows, mask, cu_seqlens, mean, farthest, *about, *group, neighbours, max(D, 1), **options,
         NEIGHBOURS=triton.next_power_of_2(neighbours),
