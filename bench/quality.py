@@ -1,7 +1,7 @@
 """How much of a clip each method loses at the same number of rows; no weights are needed.
 
-    python tools/fetch_clip.py .cache/bikes.mp4                          # and others; vtest.avi is in Debian's opencv-doc
-    python -m vtok.bench.quality .cache/*.mp4 --out docs/quality         # writes docs/quality.json and docs/quality.png
+    python tools/fetch_clip.py .cache/bikes.mp4                     # and others; Debian's opencv-doc has vtest.avi
+    python -m vtok.bench.quality .cache/*.mp4 --out docs/quality    # writes docs/quality.json and docs/quality.png
 
 The tokens are the clip's own patches, pixels from -1 to 1. A method's loss is the mean squared error of ``unmerge()``:
 a merged patch is the mean of those it stands for, a dropped one the last kept at its site. All have the same budgets.
