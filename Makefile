@@ -46,7 +46,7 @@ test-triton: build
 sanitize: build host-asan
 	$(PY) tests/sanitized.py build/host-asan -q -n $(WORKERS) tests
 gates: build
-	$(PYTEST) -n $(WORKERS) --dist loadfile tests/gates
+	$(PYTEST) -n $(WORKERS) --dist loadgroup tests/gates
 some-mutants: build host
 	$(PYTEST) -n $(WORKERS) tests/mutants
 mutants: build host

@@ -17,6 +17,8 @@ from vtok import _load
 
 from rooms import ROOT
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds them
+
 NEEDED = {
     "libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6",
     "ld-linux-x86-64.so.2", "libdl.so.2", "librt.so.1", "libpthread.so.0",
