@@ -7,6 +7,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TRITON_CACHE_DIR := $(CURDIR)/build/triton
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cuh' 'csrc/*.cu' 'tests/host/*')
 PIP_WHEEL := $(PY) -m pip wheel -q --no-build-isolation --no-deps .
+define wheels  # both, in folder $(1), the binary one with the environment $(2); stale lib folders would be packed
+	rm -rf $(1) build/lib* build/bdist*
+	$(2) $(PIP_WHEEL) -w $(1)
+	VTOK_PURE=1 $(PIP_WHEEL) -w $(1)
+endef
 
 .PHONY: help venv build host host-asan test test-main test-triton sanitize gates some-mutants mutants lint format \
         budget demo bench gpu wheel compat clean
@@ -46,7 +51,8 @@ test-triton: build
 sanitize: build host-asan
 	$(PY) tests/sanitized.py build/host-asan -q -n $(WORKERS) tests
 gates: build
-	$(PYTEST) -n $(WORKERS) --dist loadgroup tests/gates
+	$(call wheels,build/wheels)
+	$(PYTEST) -n $(WORKERS) tests/gates
 some-mutants: build host
 	$(PYTEST) -n $(WORKERS) tests/mutants
 mutants: build host
@@ -75,9 +81,7 @@ gpu:
 	$(PYTHON) tools/gpu.py
 
 wheel: build
-	rm -rf dist build/lib* build/bdist*
-	VTOK_RELEASE=1 VTOK_CUDA=on $(PIP_WHEEL) -w dist
-	VTOK_PURE=1 $(PIP_WHEEL) -w dist
+	$(call wheels,dist,VTOK_RELEASE=1 VTOK_CUDA=on)
 	VTOK_WHEELS=dist $(PYTEST) tests/gates/test_wheel.py
 	$(PY) -m wheel tags --platform-tag manylinux_2_34_x86_64 --remove dist/*-linux_x86_64.whl
 	@ls -l dist

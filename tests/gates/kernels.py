@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ class Kernel:
     registers: int
     shared: int  # bytes a block; Triton's includes the dynamic part
     spilled: int  # bytes a thread of local memory
-    code: str = ""  # SASS, PTX or amdgcn
+    code: str = ""  # PTX or amdgcn; SASS: see cuda_code
 
 
 def cuobjdump(*arguments: str) -> str:
@@ -63,18 +62,18 @@ def short_name(mangled: str) -> str:
     return full[:end]
 
 
-@cache
 def cuda_kernels(arch: str) -> list[Kernel]:
-    library = str(_load.PATH)
-    code = {}
-    for part in cuobjdump("-sass", "-arch", arch, library).split("Function : ")[1:]:
-        name, _, body = part.partition("\n")
-        code[name.strip()] = body
-    found = USAGE.findall(cuobjdump("-res-usage", "-arch", arch, library))
+    found = USAGE.findall(cuobjdump("-res-usage", "-arch", arch, str(_load.PATH)))
     return [
-        Kernel(short_name(name), int(registers), int(shared), int(stack) + int(local), code[name])
+        Kernel(short_name(name), int(registers), int(shared), int(stack) + int(local))
         for name, registers, stack, shared, local in found
     ]
+
+
+def cuda_code(arch: str) -> dict[str, str]:
+    """SASS by kernel; the disassembly takes some 15 seconds."""
+    parts = cuobjdump("-sass", "-arch", arch, str(_load.PATH)).split("Function : ")[1:]
+    return {short_name(name.strip()): body for name, _, body in (part.partition("\n") for part in parts)}
 
 
 # --- Triton -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from budget import PATH, compilers, cuda_budget, over, triton_budget
-from kernels import TARGETS, case_launches, cuda_kernels, cuobjdump, ops, triton_kernels, workload_launches
+from kernels import TARGETS, case_launches, cuda_code, cuda_kernels, cuobjdump, ops, triton_kernels, workload_launches
 
 from vtok import _load
 from vtok.ops._rooms import ROOMS
@@ -40,17 +40,29 @@ def test_architectures():
 @needs_cuda
 @pytest.mark.parametrize("arch", ARCHS)
 def test_cuda_code(arch):
-    for kernel in cuda_kernels(arch):
-        assert kernel.spilled == 0, kernel.name
-        assert not FLOAT_ATOMIC.findall(kernel.code), kernel.name
-        if "Word16" in kernel.name:
-            assert "LDG.E.128" in kernel.code and "STG.E.128" in kernel.code, kernel.name
+    assert [kernel.name for kernel in cuda_kernels(arch) if kernel.spilled] == []
+    for name, code in cuda_code(arch).items():
+        assert not FLOAT_ATOMIC.findall(code), name
+        if "Word16" in name:
+            assert "LDG.E.128" in code and "STG.E.128" in code, name
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("arch", TARGETS)
 def test_triton_code(op, arch):
-    kernels = triton_kernels(arch, workload_launches(op) + case_launches(op))
+    check_triton(arch, workload_launches(op))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=[] if a in ("sm_90", "gfx942") else pytest.mark.sweep) for a in TARGETS]
+)
+def test_triton_code_of_cases(op, arch):
+    check_triton(arch, case_launches(op))
+
+
+def check_triton(arch, launches):
+    kernels = triton_kernels(arch, launches)
     assert kernels
     for kernel in kernels:
         assert kernel.spilled == 0, kernel.name

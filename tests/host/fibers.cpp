@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "host_rooms.h"  // generated: every csrc/<op>/<op>.cuh
+#include "common/kernel.h"
 
 namespace vtok {
 namespace host {
