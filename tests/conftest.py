@@ -8,6 +8,7 @@ import os
 import random
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,12 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 
 def pytest_addoption(parser):
     parser.addoption("--sweep", action="store_true", help="also run the long sweeps")
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    if not config.getoption("--sweep"):
+        hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(config, items):

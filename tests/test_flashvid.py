@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies
+from hypothesis import example, given, settings, strategies
 from test_token_methods import one_graph
 from test_window_methods import GRIDS, check, clip, expected_values
 
@@ -211,6 +211,7 @@ def test_other_budgets():
     strategies.integers(0, 2),
     strategies.integers(0, 10**6),
 )
+@example([(0, 0, 0), (2, 1, 1)], 1, 0.0, 0.3, 1, 0)  # the first frame does not begin at the first row
 def test_the_budget_is_met_exactly_everywhere(grids, percent, still, selected, extra, seed):
     torch.manual_seed(seed)
     tokens = clip(grids, extra, 6, still)

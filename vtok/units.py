@@ -31,7 +31,7 @@ LARGEST = torch.finfo(torch.float32).max
 class Units:
     """Which rows are units; rows after the grids are none. For at least one frame."""
 
-    bounds: Tensor  # int64 [F+1], where the rows of each frame begin, see frame_bounds
+    layout: Layout
     head: Tensor  # int64 [S], the row that each row's unit stands at
     static: Tensor  # bool [S], heads of units of several tokens
     dynamic: Tensor  # bool [S], units of one token
@@ -43,12 +43,12 @@ class Units:
         _, inside = frames_of_rows(layout)
         still, begin = still & inside, head_rows(windows, layout)
         head = torch.where(still, begin, row)
-        return Units(frame_bounds(layout), head, still & (head == row), ~still & inside)
+        return Units(layout, head, still & (head == row), ~still & inside)
 
     def sizes(self) -> tuple[Tensor, Tensor]:
         """(int64 [F] static, int64 [F] dynamic units of each frame)."""
         before = pad(torch.stack([self.static, self.dynamic]).cumsum(1), (1, 0))
-        static, dynamic = before[:, self.bounds].diff()
+        static, dynamic = before[:, frame_bounds(self.layout)].diff()
         return static, dynamic
 
     def quotas(self, plan: Plan, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,13 +59,13 @@ class Units:
         up to its beginning, both rounded down.
         """
         before = pad((self.static | self.dynamic).cumsum(0), (1, 0))
-        here = plan_segments(self.bounds, plan)
+        here = plan_segments(self.layout, plan)
         begin = before[plan.segments[here]]
         units = before[plan.segments[here + 1]] - begin
         budget = plan.cu_k.diff() if taken is None else plan.cu_k.diff() - slots(taken)[plan.segments].diff()
         kept = torch.minimum(budget[here], units)
         static, dynamic = self.sizes()
-        ends = torch.stack([before[self.bounds[:-1]] - begin, static, dynamic]).cumsum(0)
+        ends = torch.stack([before[frame_bounds(self.layout)[:-1]] - begin, static, dynamic]).cumsum(0)
         k_static, k_dynamic = (kept * ends // units.clamp(min=1)).diff(dim=0)
         return k_static, k_dynamic
 
@@ -90,17 +90,17 @@ def merge_units(
 
     ``quotas`` are int64 [F] each, no more than there are; ``blend`` is the least share of a centre in its row, below 1.
     """
-    layout = goal.layout
+    layout, bounds = goal.layout, frame_bounds(goal.layout)
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     k_static, k_dynamic = quotas
     k_cluster = part_of(k_dynamic, contextual)
-    salient = best_of(salience, units.dynamic, units.bounds, k_dynamic - k_cluster)
+    salient = best_of(salience, units.dynamic, bounds, k_dynamic - k_cluster)
     x, _ = ops.merge(tokens, *ops.group(units.head, layout.total), as_weights(goal.sizes, tokens))
     parts = [(k_static, units.static)] + [(k_cluster, units.dynamic & ~salient)] * bool(contextual[0])
     centre, rank = torch.full_like(row, -1), squashed(salience)
     for k, valid in parts:
         slot, centres, density = ops.density_cluster(
-            x, units.bounds, slots(k), layout.total, neighbours=neighbours, valid=valid
+            x, bounds, slots(k), layout.total, neighbours=neighbours, valid=valid
         )
         centre = torch.where(density.isnan(), centre, torch.maximum(centre, at(centres, slot)))
         rank = torch.where(valid, squashed(density), rank)
@@ -175,14 +175,15 @@ def head_rows(windows: Tensor, layout: Layout) -> Tensor:
     return row - (frame - windows[frame]) * layout.tokens_per_frame[layout.video_of(row)]
 
 
-def plan_segments(bounds: Tensor, plan: Plan) -> Tensor:
+def plan_segments(layout: Layout, plan: Plan) -> Tensor:
     """int64 [F]: the segment of the plan that each frame is in."""
-    return (torch.searchsorted(plan.segments, bounds[:-1], right=True) - 1).clamp(0, plan.segments.shape[0] - 2)
+    first, _ = layout.frame_starts()
+    return (torch.searchsorted(plan.segments, first, right=True) - 1).clamp(0, plan.segments.shape[0] - 2)
 
 
 def frame_quotas(layout: Layout, plan: Plan) -> Tensor:
     """int64 [F]: each frame's share of the budget, up to its end less up to its beginning, both rounded down."""
-    here, (first, sites) = plan_segments(frame_bounds(layout), plan), layout.frame_starts()
+    here, (first, sites) = plan_segments(layout, plan), layout.frame_starts()
     rows, kept = plan.segments.diff()[here].clamp(min=1), plan.cu_k.diff()[here]
     before = first - plan.segments[here]
     return kept * (before + sites) // rows - kept * before // rows

@@ -11,18 +11,26 @@ from vtok.ops._rooms import ROOMS
 
 from rooms import TEST_ROOMS, all_cases, check, row_slice, strided
 
-CASES = all_cases()
-over_cases = pytest.mark.parametrize("op, case", CASES, ids=[f"{op}-{case}" for op, case in CASES])
+LAYOUTS = {"dense": lambda x: x, "strided": strided, "row_slice": row_slice}
+OF_CASE = (("dense", "strided"), ("dense", "row_slice"))  # one after the other; the rest with --sweep
 
 
 def launcher(op: str):
     return getattr(importlib.import_module(f"vtok.triton_kernels.{op}"), op)
 
 
-@over_cases
-@pytest.mark.parametrize("layout", [lambda x: x, strided, row_slice], ids=["dense", "strided", "row_slice"])
-def test_kernels(op, case, layout):
-    args = [layout(a) if isinstance(a, torch.Tensor) else a for a in case.args]
+@pytest.mark.parametrize(
+    "layout, op, case",
+    [
+        pytest.param(
+            name, op, case, marks=() if name in OF_CASE[n % 2] else pytest.mark.sweep, id=f"{name}-{op}-{case}"
+        )
+        for n, (op, case) in enumerate(all_cases())
+        for name in LAYOUTS
+    ],
+)
+def test_kernels(layout, op, case):
+    args = [LAYOUTS[layout](a) if isinstance(a, torch.Tensor) else a for a in case.args]
     check(op, launcher(op)(*args, **case.kwargs), case)
 
 

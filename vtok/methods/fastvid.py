@@ -113,7 +113,7 @@ def _quotas(
     scenes: Tensor, bounds: Tensor, layout: Layout, plan: Plan, share: tuple[int, int], every: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(int64 [F] salient tokens of each frame, int64 [F] centres, bool [F] whether it is an anchor)."""
-    here, tokens = plan_segments(bounds, plan), frame_quotas(layout, plan)
+    here, tokens = plan_segments(layout, plan), frame_quotas(layout, plan)
     centres = tokens * share[0] // share[1]
     frame = torch.arange(layout.frames, dtype=torch.int64, device=bounds.device)
     scene = starts_of((scenes == frame) | (here != here.roll(1)))

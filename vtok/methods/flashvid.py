@@ -93,10 +93,9 @@ def flashvid(
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     cut = best_of(-alike, link >= 0, plan.segments, _missing(plan, chosen | free & (link < 0)))
     head = ops.connected_components(row, torch.where(cut, -1, link), layout.total)
-    bounds, nobody = frame_bounds(layout), torch.zeros_like(free)
-    groups = Units(bounds, head, free & (head == row), nobody)
+    groups = Units(layout, head, free & (head == row), torch.zeros_like(free))
     quotas, _ = groups.quotas(plan, chosen)
-    units = Units(bounds, head, groups.static, chosen)
+    units = Units(layout, head, groups.static, chosen)
     return merge_units(tokens, goal, units, (quotas, k), weight, contextual=(0, 1), neighbours=neighbours)
 
 
