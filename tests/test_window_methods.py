@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies
+from hypothesis import example, given, settings, strategies
 from test_token_methods import one_graph
 
 import vtok
@@ -117,11 +117,23 @@ def test_other_budgets(method):
     strategies.integers(0, 2),
     strategies.integers(0, 10**6),
 )
+@example("prunevid", [(0, 1, 1), (4, 0, 0)], 1, 0.0, 1, 0)  # rows after the grids, of more frames than rows
 def test_the_budget_is_met_exactly_everywhere(method, grids, percent, still, extra, seed):
     torch.manual_seed(seed)
     tokens = clip(grids, extra, 6, still)
     packed = compress(tokens, grids, extra_rows=extra, budget=f"{percent}%", method=method)
     check(packed, vtok.plan(grids, budget=f"{percent}%"), tokens, extra)
+
+
+@every_method
+def test_rows_after_the_grids_decide_nothing(method):
+    grids = [(3, 1, 4), (4, 1, 4)]
+    tokens = torch.cat([torch.randn(4, 8).repeat(t, 1) for t, _, _ in grids]) + 0.05 * torch.randn(28, 8)
+    one, other = (
+        compress(torch.cat([tokens[:12], x, tokens[12:], x]), grids, extra_rows=4, budget="40%", method=method)
+        for x in (tokens[:4], -tokens[:4])
+    )
+    assert torch.equal(one.assignment, other.assignment)
 
 
 @every_method

@@ -169,10 +169,11 @@ def frame_bounds(layout: Layout) -> Tensor:
 
 
 def head_rows(windows: Tensor, layout: Layout) -> Tensor:
-    """int64 [S]: the row of each row's site in the first frame of its window."""
+    """int64 [S]: the row of each row's site in the first frame of its window; rows after a grid have none but theirs."""
     row = torch.arange(layout.total, dtype=torch.int64, device=layout.device)
-    frame, _ = frames_of_rows(layout)
-    return row - (frame - windows[frame]) * layout.tokens_per_frame[layout.video_of(row)]
+    frame, inside = frames_of_rows(layout)
+    frames = torch.where(inside, frame - windows[frame], 0)
+    return row - frames * layout.tokens_per_frame[layout.video_of(row)]
 
 
 def plan_segments(layout: Layout, plan: Plan) -> Tensor:
