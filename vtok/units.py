@@ -169,7 +169,7 @@ def frame_bounds(layout: Layout) -> Tensor:
 
 
 def head_rows(windows: Tensor, layout: Layout) -> Tensor:
-    """int64 [S]: the row of each row's site in the first frame of its window; rows after a grid have none but theirs."""
+    """int64 [S]: the row of each row's site in the first frame of its window; itself after the grids."""
     row = torch.arange(layout.total, dtype=torch.int64, device=layout.device)
     frame, inside = frames_of_rows(layout)
     frames = torch.where(inside, frame - windows[frame], 0)
