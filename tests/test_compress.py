@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vtok
@@ -455,3 +455,27 @@ def test_never_reads_a_value_on_the_host():
 def test_public_names():
     for name in vtok.__all__:
         assert getattr(vtok, name) is not None
+
+
+@pytest.mark.parametrize("method", sorted(set(methods.names("score", "merge")) - {"b_vllm", "videochat_flash"}))
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3),
+    st.integers(20, 100),
+    st.integers(1, 3),
+    st.integers(0, 10**6),
+)
+@example(grids=[(2, 0, 3)], percent=50, extra=1, seed=0)
+def test_rows_after_the_grids_decide_nothing(method, grids, percent, extra, seed):
+    """Whatever they hold, and whatever grids are empty."""
+    torch.manual_seed(seed)
+    layout = Layout.from_grid(grids, extra_rows=extra)
+    tokens = torch.randn(layout.total, 6)
+    others = torch.where(layout.extra_mask()[:, None], 9 * torch.randn_like(tokens), tokens)
+    try:
+        one, other = (compress(x, layout, budget=f"{percent}%", method=method) for x in (tokens, others))
+    except ValueError as error:
+        assert method == "optimal" and "a row for each of the" in str(error)
+        return
+    assert torch.equal(one.index, other.index)
+    assert one.assignment is None or torch.equal(one.assignment, other.assignment)

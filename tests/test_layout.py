@@ -22,7 +22,9 @@ def brute(grids, extra):
 
 
 @pytest.mark.parametrize("extra", [0, 1, 3])
-@pytest.mark.parametrize("grids", [RAGGED, [(1, 1, 1)], [], [(2, 3, 5)] * 3], ids=str)
+@pytest.mark.parametrize(
+    "grids", [RAGGED, [(1, 1, 1)], [], [(2, 3, 5)] * 3, [(2, 1, 3), (3, 0, 2), (2, 3, 0)]], ids=str
+)
 def test_rows_videos_and_positions(grids, extra):
     layout = Layout.from_grid(grids, extra_rows=extra)
     want = brute(grids, extra)
@@ -34,6 +36,11 @@ def test_rows_videos_and_positions(grids, extra):
     assert layout.grids == grids
     in_grid = [row[1] < grids[row[0]][0] for row in want]
     assert layout.extra_mask().tolist() == [not inside for inside in in_grid]
+    if grids:
+        before = np.cumsum([0] + [t for t, _, _ in grids])
+        frames = [before[v] + t if inside else before[-1] for (v, t, _, _), inside in zip(want, in_grid, strict=True)]
+        assert layout.frame_of(rows).tolist() == frames
+        assert (layout.columns()[2][layout.extra_mask()] == 1).all()
 
 
 def test_frame_starts():

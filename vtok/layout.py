@@ -144,20 +144,23 @@ class Layout:
         """
         if self.videos == 0:
             return index.new_full((index.shape[0], 3), -1)
+        # A grid of frames without sites has rows after it alone: they are counted from its frames on.
         local, sites, width = index, self.tokens_per_frame.clamp(min=1), self.width
+        frames = torch.where(self.tokens_per_frame > 0, 0, self.cu_frames.diff())
         if self.videos > 1:
             video = self.video_of(index)
-            local, sites, width = index - self.cu_seqlens[video], sites[video], width[video]
+            local, sites, width, frames = index - self.cu_seqlens[video], sites[video], width[video], frames[video]
         t = local // sites
         site = local - t * sites
         h = site // width
-        return torch.where((index >= 0)[:, None], torch.stack([t, h, site - h * width], -1), -1)
+        return torch.where((index >= 0)[:, None], torch.stack([t + frames, h, site - h * width], -1), -1)
 
     def frame_of(self, index: Tensor) -> Tensor:
         """int64, the frame of each row number, all videos' frames counted through; F after the grids. Needs V >= 1."""
         video = self.video_of(index)
-        frame = (index - self.cu_seqlens[video]) // self.tokens_per_frame[video].clamp(min=1) + self.cu_frames[video]
-        return torch.where(frame < self.cu_frames[1:][video], frame, self.frames)
+        local, sites, begin = index - self.cu_seqlens[video], self.tokens_per_frame[video], self.cu_frames[video]
+        inside = local < (self.cu_frames[1:][video] - begin) * sites
+        return torch.where(inside, local // sites.clamp(min=1) + begin, self.frames)
 
     def columns(self, stride: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Where each row stands when a video's rows are sorted by site, then time; needs V >= 1. Never syncs.
@@ -167,10 +170,10 @@ class Layout:
         """
         row = torch.arange(self.total, dtype=torch.int64, device=self.device)
         video = self.video_of(row)
-        sites, frames = self.tokens_per_frame[video].clamp(min=1), self.cu_frames.diff()[video]
-        start = self.cu_seqlens[video]
-        t, site = (row - start) // sites, (row - start) % sites
-        inside, phase = t < frames, t % stride
+        sites, frames = self.tokens_per_frame[video], self.cu_frames.diff()[video]
+        start, some = self.cu_seqlens[video], sites.clamp(min=1)
+        t, site = (row - start) // some, (row - start) % some
+        inside, phase = row - start < frames * sites, t % stride
         before = phase * (frames // stride) + torch.minimum(phase, frames % stride)  # frames of earlier phases
         length = frames // stride + (phase < frames % stride)
         column = torch.where(inside, start + before * sites + site * length, row)

@@ -124,7 +124,7 @@ def _pyramid(tokens: Tensor, layout: Layout) -> list[_Level]:
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     levels = [_Level(tokens, row, torch.full_like(row, -1), row < 0, row)]
     for cells in _sizes(layout):
-        level, goes_on, high, wide = levels[-1], torch.maximum(h, w) > 2, (h + 1) // 2, (w + 1) // 2
+        level, goes_on, high, wide = levels[-1], (torch.maximum(h, w) > 2) & (h * w > 0), (h + 1) // 2, (w + 1) // 2
         next_start = torch.nn.functional.pad(torch.where(goes_on, frames * high * wide, 0).cumsum(0), (1, 0))
         cell = torch.arange(level.top.shape[0], dtype=torch.int64, device=tokens.device)
         video = (torch.searchsorted(start, cell, right=True) - 1).clamp(max=layout.videos - 1)
