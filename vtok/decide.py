@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtok import ops
 from vtok.budget import counts, frame_floors, share
-from vtok.layout import Layout, cumulative, upload, whole_number
+from vtok.layout import Layout, constant_in_graph, cumulative, upload, whole_number
 
 LIMIT = 2**31  # rows up to which a share is exact in int64
 
@@ -233,7 +233,7 @@ def _rows_of(budget: Any, available: Any) -> Any:
     return available.clamp(max=rows) if isinstance(available, Tensor) else torch.sym_min(available, rows)
 
 
-@torch._dynamo.assume_constant_result
+@constant_in_graph
 def _reduced(budget: Fraction | float | str) -> tuple[int, int]:
     part = largest_below(share("budget", budget), LIMIT)
     return part.numerator, part.denominator

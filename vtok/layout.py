@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -269,3 +269,9 @@ def register_tree(cls: Any, names: list[str]) -> None:
 
 
 register_tree(Layout, [field.name for field in fields(Layout)])
+
+
+def constant_in_graph(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result`` without the second that it takes to import torch._dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

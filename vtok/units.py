@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtok import ops
-from vtok.layout import Layout
+from vtok.layout import Layout, constant_in_graph
 from vtok.methods import Merged
 from vtok.packed import as_weights, sum_members
 from vtok.sites import slots_of
@@ -211,7 +211,7 @@ def share_of(name: str, option: str, value: float | Fraction) -> tuple[int, int]
     return _reduced(float.fromhex(value.hex()) if isinstance(value, float) else value)
 
 
-@torch._dynamo.assume_constant_result
+@constant_in_graph
 def _reduced(share: float | Fraction) -> tuple[int, int]:
     exact = Fraction(str(share))
     return exact.numerator, exact.denominator
