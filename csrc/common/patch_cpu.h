@@ -1,5 +1,6 @@
-// The distances of patches on the CPU. A native vector holds neighbouring columns of pixels; a block of two vectors
-// goes down the rows of its patches with its sums in registers. Columns of a tile are then added patch by patch.
+// The distances of patches on the CPU. A native vector holds neighbouring columns of pixels, two of them are a block.
+// Integers go down the rows of a block with their sums in registers; floats go along the rows of a tile, as they lie in
+// memory, with their sums beside. Columns of a tile are then added patch by patch.
 #pragma once
 
 #include "common/isa.h"
@@ -159,17 +160,51 @@ struct PatchColumns {
   Sum sums[kAll][kPatchTile + kBlock];
   Sum mean[2][Terms::kCentred ? kPatchTile + kBlock : 1];  // of x and of r
 
-  // `width` columns from column `from` of the strip on.
+  // `width` columns from column `from` of the strip on. Floats go row by row, in the order of the memory.
   inline void add(const PatchPair<T>& pair, int64_t from, int64_t width) {
-    for (int64_t slot = 0; slot < width; slot += kBlock) add_block(pair, from + slot, slot);
+    if constexpr (kIntegers) {
+      for (int64_t slot = 0; slot < width; slot += kBlock) add_block(pair, from + slot, slot);
+    } else {
+      add_along(pair, from, width);
+    }
   }
 
  private:
-  inline void add_block(const PatchPair<T>& pair, int64_t column, int64_t slot) {
+  inline void add_along(const PatchPair<T>& pair, int64_t from, int64_t width) {
+    const PatchVideo& video = pair.video;
     V lanes[2][kAll], mean[2][2] = {};
-    if constexpr (Terms::kCentred)
-      for (int v = 0; v < 2; ++v)
+    start(lanes);
+    for (int64_t slot = 0; slot < width; slot += kBlock) keep(lanes, slot);
+    const int64_t frames = compared_frames(video), left = pair.strip.columns - from;
+    for (int64_t channel = 0; channel < video.C; ++channel)
+      for (int64_t frame = 0; frame < frames; ++frame) {
+        const T* x = pair.x.at + channel * pair.x.channel + frame * pair.x.frame + from;
+        const T* r = pair.r.at + channel * pair.r.channel + frame * pair.r.frame + from;
+        for (int64_t y = 0; y < video.ph; ++y, x += pair.x.row, r += pair.r.row)
+          for (int64_t slot = 0; slot < width; slot += kBlock) {
+            take(lanes, mean, slot);
+            if (y < pair.strip.rows) add_rows(pair, x + slot, r + slot, 1, left - slot, lanes, mean);
+            else add_zeros(lanes, mean);
+            keep(lanes, slot);
+          }
+      }
+  }
+
+  inline void take(V (&lanes)[2][kAll], V (&mean)[2][2], int64_t slot) const {
+    for (int v = 0; v < 2; ++v) {
+      for (int s = 0; s < kAll; ++s) widen_to(sums[s] + slot + v * kLane, lanes[v][s]);
+      if constexpr (Terms::kCentred)
         for (int s = 0; s < 2; ++s) widen_to(this->mean[s] + slot + v * kLane, mean[v][s]);
+    }
+  }
+  inline void keep(const V (&lanes)[2][kAll], int64_t slot) {
+    for (int v = 0; v < 2; ++v)
+      for (int s = 0; s < kAll; ++s) *reinterpret_cast<V*>(sums[s] + slot + v * kLane) = lanes[v][s];
+  }
+
+  inline void add_block(const PatchPair<T>& pair, int64_t column, int64_t slot) {
+    V lanes[2][kAll];
+    const V mean[2][2] = {};
     start(lanes);
     const PatchVideo& video = pair.video;
     const int64_t frames = compared_frames(video), left = pair.strip.columns - column;
@@ -183,15 +218,12 @@ struct PatchColumns {
           const int64_t rows = pair.strip.rows - y < room ? pair.strip.rows - y : room;
           add_rows(pair, x + y * pair.x.row, r + y * pair.r.row, rows, left, lanes, mean);
           y += rows;
-          if constexpr (kIntegers) {
-            if (room -= rows) continue;
-            flush(lanes, slot, first);
-            start(lanes);
-            room = kPatchRows, first = false;
-          }
+          if (room -= rows) continue;
+          flush(lanes, slot, first);
+          start(lanes);
+          room = kPatchRows, first = false;
         }
-        for (int64_t y = pair.strip.rows; y < video.ph; ++y)
-          for (int v = 0; v < 2; ++v) Terms::add(lanes[v], V{}, V{}, mean[v]);
+        for (int64_t y = pair.strip.rows; y < video.ph; ++y) add_zeros(lanes, mean);
       }
     flush(lanes, slot, first);
   }
@@ -227,6 +259,11 @@ struct PatchColumns {
       widen_to(r + v * kLane, b);
       Terms::add(lanes[v], a, b, mean[v]);
     }
+  }
+
+  // Of a row beyond the image's edge.
+  static inline void add_zeros(V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+    for (int v = 0; v < 2; ++v) Terms::add(lanes[v], V{}, V{}, mean[v]);
   }
 
   static inline void start(V (&lanes)[2][kAll]) {
