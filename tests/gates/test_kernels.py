@@ -24,6 +24,11 @@ FLOAT_ATOMIC = re.compile(
 )
 
 
+def sm_90_alone(archs):
+    """sm_90, and with --sweep the others."""
+    return [arch if arch == "sm_90" else pytest.param(arch, marks=pytest.mark.sweep) for arch in archs]
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_cuda_is_built_where_nvcc_is():
     assert _load.cuda_ops == set(ROOMS)
@@ -39,8 +44,13 @@ def test_architectures():
 
 @needs_cuda
 @pytest.mark.parametrize("arch", ARCHS)
-def test_cuda_code(arch):
+def test_no_cuda_kernel_spills(arch):
     assert [kernel.name for kernel in cuda_kernels(arch) if kernel.spilled] == []
+
+
+@needs_cuda
+@pytest.mark.parametrize("arch", sm_90_alone(ARCHS))
+def test_cuda_code(arch):
     for name, code in cuda_code(arch).items():
         assert not FLOAT_ATOMIC.findall(code), name
         if "Word16" in name:
@@ -54,9 +64,7 @@ def test_triton_code(op, arch):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=[] if a in ("sm_90", "gfx942") else pytest.mark.sweep) for a in TARGETS]
-)
+@pytest.mark.parametrize("arch", sm_90_alone(TARGETS))
 def test_triton_code_of_cases(op, arch):
     check_triton(arch, case_launches(op))
 
