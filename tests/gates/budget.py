@@ -12,6 +12,8 @@ from kernels import TARGETS, cuda_kernels, ops, triton_kernels, workload_launche
 
 from rooms import ROOT
 
+# Bytes of shared memory that depend on what else is in the compile unit: alignment, and what sm_90 and later reserve.
+SLACK = {"sm_80": 15, "sm_90": 15 + 1024, "sm_100": 15 + 1024, "gfx942": 0}
 PATH = ROOT / "bench" / "budget.json"
 Budget = dict[str, dict[str, list[int]]]  # kernel -> architecture -> [registers, shared bytes]
 
@@ -43,7 +45,7 @@ def collect(found) -> Budget:
 
 
 def over(now: Budget, allowed: Budget) -> list[str]:
-    """What grew, appeared or went: registers may grow by 8, shared memory not at all."""
+    """What grew, appeared or went: registers may grow by 8, shared memory by the unit's slack."""
     problems = [f"{name} is in bench/budget.json and nowhere else" for name in allowed.keys() - now.keys()]
     for name, archs in now.items():
         for arch, (registers, shared) in archs.items():
@@ -53,7 +55,7 @@ def over(now: Budget, allowed: Budget) -> list[str]:
             most, shared_most = allowed[name][arch]
             if registers > most + 8:
                 problems.append(f"{name} on {arch}: {registers} registers, budget {most}")
-            if shared > shared_most:
+            if shared > shared_most + SLACK[arch]:
                 problems.append(f"{name} on {arch}: {shared} bytes of shared memory, budget {shared_most}")
     return problems
 
