@@ -19,6 +19,6 @@ MUTANTS = [
     Mutant("the barrier is dropped", CUDA, "    __syncthreads();\n", ""),
     Mutant(
         "far vectors go first", "triton_kernels/motion_search.py",
-        "tl.abs(dx) < tl.abs(vy)", "tl.abs(dx) > tl.abs(vy)",
+        "(norm < far)", "(norm > far)",
     ),
 ]  # fmt: skip

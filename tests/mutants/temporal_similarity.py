@@ -7,7 +7,8 @@ MUTANTS = [
     ),
     Mutant(
         "product and sum are contracted", "csrc/common/canonical.cuh",
-        "sums[0] = add_rn(sums[0], mul_rn(a, b));", "sums[0] = static_cast<A>(fma(a, b, sums[0]));",
+        "A (&sums)[2]) {\n    sums[0] = add_rn(sums[0], mul_rn(a, b));",
+        "A (&sums)[2]) {\n    sums[0] = static_cast<A>(fma(a, b, sums[0]));",
     ),
     Mutant(
         "lanes are folded from the near end", "csrc/common/canonical.cuh",

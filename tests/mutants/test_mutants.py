@@ -20,11 +20,16 @@ def tree(tmp_path_factory) -> Tree:
     return Tree(tmp_path_factory.mktemp("tree"))
 
 
+def test_every_mutant_fits():
+    for _, mutant in MUTANTS:
+        found = (ROOT / mutant.file).read_text().count(mutant.old)
+        assert found == 1, f"{mutant.file} has changed: expected once, found {found} times\n{mutant.old}"
+
+
 @pytest.mark.parametrize("op, mutant", [case(*each) for each in MUTANTS])
 def test_turns_a_test_red(tree: Tree, op: str, mutant: Mutant):
     broken = tree.root / mutant.file
     sound = (ROOT / mutant.file).read_text()
-    assert sound.count(mutant.old) == 1, f"{mutant.file} has changed: expected once\n{mutant.old}"
     broken.write_text(sound.replace(mutant.old, mutant.new))
     try:
         if mutant.build:
