@@ -7,8 +7,8 @@ MUTANTS = [
     Mutant(
         "lanes prefer their own", CUDA, "(other == best && other_rank < rank)", "(other == best && other_rank > rank)"
     ),
-    Mutant("the bias is forgotten", HEADER, "best + bias < still", "best < still"),
-    Mutant("a block may lie half outside", HEADER, "at + part + by <= size", "at + by < size"),
+    Mutant("the bias is forgotten", HEADER, "best + bias < still", "best + 0 * bias < still"),
+    Mutant("a block may lie half outside", HEADER, "at + part + by <= size", "at + 0 * part + by < size"),
     Mutant("NaN wins", HEADER, "a < b || (b != b && a == a)", "!(a >= b)"),
     Mutant("vectors to the right are left out", CPU, " || (dx > 0 && !attempt(dy, dx))", ""),
     Mutant("a patch drops out too early", CPU, "&& best[p] != 0", "&& !(best[p] <= bias)"),

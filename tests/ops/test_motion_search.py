@@ -35,10 +35,19 @@ def panned(shape: tuple[int, ...], dtype: torch.dtype, dy: int, dx: int, *seed) 
     return torch.stack([picture[:, :, y : y + H, x : x + W] for y, x in at], 1).to(dtype)
 
 
+def beside_nan() -> torch.Tensor:
+    """The patch in the middle came from the left; a vector to the right, tried later, meets NaN."""
+    frames = video((1, 2, 1, 4, 12), torch.float32)
+    frames[0, 1, :, :, 4:8] = frames[0, 0, :, :, 3:7] + 0.01
+    frames[0, 0, :, :, 8] = math.nan
+    return frames
+
+
 def cases() -> list[Case]:
     cut = {"tubelet": 2, "span": "whole", "pad": True}
     flat = torch.full((1, 2, 1, 4, 8), 7, dtype=torch.uint8)
     stripes = flat * (torch.arange(8) % 2 + 3 * (torch.arange(2) % 2)[:, None, None, None])
+    alternating = flat * ((torch.arange(8) + torch.arange(2)[:, None, None, None]) % 2)
     return [
         *(case(f"{d}".removeprefix("torch."), video((1, 2, 2, 8, 12), d), (4, 4), 1) for d in PIXELS),
         *(case(f"cut-{m}", video((1, 4, 1, 4, 9), torch.float32, m), (3, 7), 1, metric=m, **cut) for m in METRICS),
@@ -50,6 +59,8 @@ def cases() -> list[Case]:
         case("never", video((1, 2, 1, 4, 8), torch.float32), (2, 4), 1, bias=1e300),
         case("ties", flat, (2, 4), 1),
         case("stripes", stripes.byte(), (2, 4), 2),
+        case("alike-near-and-far", alternating.byte(), (2, 4), 3),
+        case("nan-beside-the-best", beside_nan(), (4, 4), 1),
         *(case(f"planted-{m}", planted(), (4, 4), 1, metric=m) for m in METRICS),
         case("still", video((2, 2, 1, 4, 6), torch.float16), (2, 3), 0),
         case("farther-than-the-frame", video((1, 2, 1, 2, 3), torch.bfloat16), (2, 2), 9, pad=True),
