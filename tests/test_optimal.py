@@ -256,3 +256,9 @@ def test_errors_of_graphs_and_plans():
         torch.compile(lambda x: compress(x, budget=5, method="optimal", exact=True), backend="eager", fullgraph=True)(
             tokens
         )
+
+
+def test_runs_that_open_after_many_frames():
+    tokens = (torch.arange(150) // 70).float()[:, None] * torch.ones(150, 3)
+    packed = compress(tokens, [(150, 1, 1)], budget=3, method="optimal")
+    assert packed.index.tolist() == [0, 70, 140]

@@ -47,6 +47,8 @@ def cases() -> list[Case]:
     cut = {"tubelet": 2, "span": "whole", "pad": True}
     flat = torch.full((1, 2, 1, 4, 8), 7, dtype=torch.uint8)
     stripes = flat * (torch.arange(8) % 2 + 3 * (torch.arange(2) % 2)[:, None, None, None])
+    nearly = (28 * ((torch.arange(12) + torch.arange(2)[:, None, None, None]) % 2)).repeat(1, 1, 1, 2, 1).byte()
+    nearly[:, 0, ..., 3] += 1
     alternating = flat * ((torch.arange(8) + torch.arange(2)[:, None, None, None]) % 2)
     return [
         *(case(f"{d}".removeprefix("torch."), video((1, 2, 2, 8, 12), d), (4, 4), 1) for d in PIXELS),
@@ -60,6 +62,7 @@ def cases() -> list[Case]:
         case("ties", flat, (2, 4), 1),
         case("stripes", stripes.byte(), (2, 4), 2),
         case("alike-near-and-far", alternating.byte(), (2, 4), 3),
+        case("better-after-good-enough", nearly, (2, 4), 1, bias=12.5),
         case("nan-beside-the-best", beside_nan(), (4, 4), 1),
         *(case(f"planted-{m}", planted(), (4, 4), 1, metric=m) for m in METRICS),
         case("still", video((2, 2, 1, 4, 6), torch.float16), (2, 3), 0),
