@@ -99,6 +99,7 @@ class Tree:
         arguments = arguments or tuple(tests)
         marks = ["-m", "host" if mutant.file.endswith(".cuh") else "not host"] if not mutant.sanitize else []
         options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
+        options += ["-s"] if mutant.sanitize else []  # a report that ends the process is lost with what was captured
         env = {"VTOK_HOST_DIR": folder}
         if mutant.file.startswith("triton_kernels/"):
             env["TRITON_INTERPRET"] = "1"

@@ -40,7 +40,8 @@ def test_turns_a_test_red(tree: Tree, op: str, mutant: Mutant):
     assert done.returncode != 0, f"no test noticed\n{done.stdout[-2000:]}"
     red = red_test(done.stdout)
     if mutant.sanitize:
-        assert "Sanitizer" in done.stdout or "runtime error" in done.stdout, done.stdout[-2000:]
+        report = done.stdout + done.stderr
+        assert "Sanitizer" in report or "runtime error" in report, report[-2000:]
     elif not died(done):
         assert red, f"pytest ended without a red test\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert tree.test(op, mutant, ROOT, red).returncode == 0, f"{red} is red in the sound tree too"
