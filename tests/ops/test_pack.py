@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import vtok
+from vtok import _load
 
 from rooms import FLOATS, Case, Error, from_numpy, poisoned, randn, to_numpy
 
@@ -72,3 +75,26 @@ def test_more_than_2_31_elements():
     tokens = buffer.as_strided((3, 32), (2**30 + 8, 1))
     tokens[2] = torch.arange(32, dtype=torch.uint8)
     assert torch.equal(vtok.ops.pack(tokens, index([2, 0]))[0], torch.arange(32, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not _load.loaded, reason="needs the compiled kernels")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs a kernel with huge pages")
+@pytest.mark.parametrize(("size", "huge"), [(48 << 20, True), (24 << 20, False)])
+def test_large_outputs_ask_for_huge_pages(size, huge):
+    """What allocates is common to all ops; below 32 MB memory is used again, and a fault is paid once."""
+    tokens = torch.zeros(2, size // 2, dtype=torch.uint8)
+    rows = vtok.ops.pack(tokens, index([1, 0]))
+    assert ("hg" in flags_of(rows.data_ptr() + size // 2)) == huge
+
+
+def flags_of(address: int) -> list[str]:
+    """What the kernel says of the mapping that an address is in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        fields = line.split()
+        if "-" in fields[0]:
+            begin, end = (int(number, 16) for number in fields[0].split("-"))
+            inside = begin <= address < end
+        elif inside and fields[0] == "VmFlags:":
+            return fields[1:]
+    raise AssertionError(f"{address:x} is in no mapping")
