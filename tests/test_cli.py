@@ -295,6 +295,27 @@ def test_other_kinds_of_methods(tmp_path, capfd, clip, method, amount):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
+@pytest.mark.parametrize(
+    "method, spelled, options",
+    [
+        ("grt", ["metric=l1", "search=3", "bias=0.5"], {"metric": "l1", "search": 3, "bias": 0.5}),
+        ("optimal", ["exact=true"], {"exact": True}),
+        ("random", ["seed=7"], {"seed": 7}),
+    ],
+)
+def test_options_of_the_method(tmp_path, capfd, method, spelled, options):
+    """What the shell spells is what Python says; what a search found is rebuilt by its vectors."""
+    texture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    clip = save(tmp_path / "pan.mkv", np.stack([texture[:48, 2 * t : 2 * t + 64] for t in range(12)]))
+    given = ["--option", *" --option ".join(spelled).split(), "--budget", 30, "--fps", 1000, "--out", tmp_path / "out"]
+    code, said, _ = vtok_run(capfd, "compress", clip, "--method", method, *given)
+    frames, device = read(clip).frames, torch.device("cpu")
+    want, plain = (trial.run(frames, PATCH, {"budget": 30, **o}, method, device).psnr[method] for o in (options, {}))
+    assert code == 0 and f"PSNR, {method}" in said and f"{want:.2f} dB" in said
+    assert method == "optimal" or abs(want - plain) > 0.01
+    assert method != "grt" or want > plain + 3
+
+
 @pytest.mark.parametrize("method", ["fastvid", "flashvid", "prunevid", "holitom"])
 def test_methods_of_windows(tmp_path, capfd, clip, method):
     code, text, _ = vtok_run(capfd, "compress", clip, "--method", method, "--keep", "25%", "--out", tmp_path / "out")
@@ -302,7 +323,13 @@ def test_methods_of_windows(tmp_path, capfd, clip, method):
 
 
 @pytest.mark.parametrize(
-    "method, amount", [("grt", {"threshold": 0.05}), ("evs", {"budget": 40}), ("rlt", {"budget": 40})]
+    "method, amount",
+    [
+        ("grt", {"threshold": 0.05}),
+        ("grt", {"threshold": 4.0, "reference": "previous", "search": 3}),
+        ("evs", {"budget": 40}),
+        ("rlt", {"budget": 40}),
+    ],
 )
 def test_a_stream_in_chunks_is_the_clip(monkeypatch, clip, method, amount):
     monkeypatch.setattr(follow, "CHUNK", 4)
@@ -452,6 +479,14 @@ BAD_OPTIONS = [
     (["--keep", "1e999999999"], "--keep"),
     (["--keep", ""], "--keep"),
     (["--method", "magic"], "evs"),
+    (["--option", "compat"], "expected --option NAME=VALUE"),
+    (["--option", "compat=vllm", "--option", "compat=vllm"], "each name once"),
+    (["--option", "compat=abc"], "abc"),
+    (["--option", "metric=l1"], "an --option of 'evs' among (compat)"),
+    (["--method", "grt", "--option", "forced=true"], "among (bias, metric, reference, refresh, search)"),
+    (["--method", "grt", "--option", "search=1.5"], "expected --option search to be of type int, got '1.5'"),
+    (["--method", "grt", "--option", "bias=nan"], "expected --option bias to be of type float, got 'nan'"),
+    (["--method", "optimal", "--option", "exact=1"], "expected --option exact to be of type bool, got '1'"),
     (["--device", "tpu"], "--device"),
     (["--device", "meta"], "--device"),
     (["--device", "cuda:99"], "--device"),

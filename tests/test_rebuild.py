@@ -59,6 +59,26 @@ def test_without_vectors_a_site_holds():
     assert torch.allclose(rebuild_patches(residual, patch=8, residual=True), held, atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{"reference": "previous", "search": 3}, {}], ids=["vectors", "held"])
+def test_a_chunk_goes_on_from_the_one_before(settings):
+    frames = pan(tubelet=2)
+    frames[..., :16, :] = frames[:, :1, :, :16]
+    settings = {"patch": 8, "tubelet": 2, "threshold": 0, **settings}
+    stream, before = vtok.Stream("grt", **settings), None
+    for chunk in frames.split(4, 1):
+        rows = stream.push(chunk).trim()
+        rebuilt = rebuild_patches(rows, patch=8, tubelet=2, before=before)
+        assert torch.allclose(rebuilt, chunk / 255, atol=1e-6)
+        assert before is None or not torch.allclose(rebuild_patches(rows, patch=8, tubelet=2), rebuilt)
+        before = rebuilt[:, -2:]
+
+
+def test_a_step_before_of_another_size_is_refused():
+    packed = gate_patches(pan(), patch=8, budget=30)
+    with pytest.raises(ValueError, match=r"expected before of shape \(2, 1, 3, 32, 48\), got \(2, 3, 32, 48\)"):
+        rebuild_patches(packed, patch=8, before=torch.zeros(2, 3, 32, 48))
+
+
 def test_vectors_travel_with_the_rows():
     frames = pan()
     packed = gate_patches(frames, patch=8, budget=60, search=3)

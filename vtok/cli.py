@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import PIL.Image  # noqa: F401  needed only later: a missing extra is said at once
 import safetensors  # noqa: F401
@@ -62,6 +63,10 @@ def compress(
         str | None, typer.Option(metavar="X", help="Keep what the method scores above X, however many rows that is.")
     ] = None,
     method: Annotated[str, typer.Option(help="A name from `vtok methods`.")] = "evs",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the method, as its docstring says; may be repeated."),
+    ] = None,
     fps: Annotated[str, typer.Option(metavar="N", help="Frames taken per second.")] = "2",
     size: Annotated[
         int | None,
@@ -91,7 +96,7 @@ def compress(
             raise Problem(f"expected {name} in [1, {video.MAX_SIDE}], got {value}")
     if method not in methods.names():
         raise Problem(f"expected --method to be one of {', '.join(methods.names())}, got {method!r}")
-    amount = _amount(budget, keep, threshold, methods.get(method).budget is not None)
+    amount = _amount(budget, keep, threshold, methods.get(method).budget is not None) | _options(option or [], method)
     if model is not None and patch is not None:
         raise Problem("expected --patch or --encoder, whose patches have a size of their own, got both")
     if stream and (model is not None or save_tokens):
@@ -161,12 +166,9 @@ def _amount(budget: str | None, keep: str | None, threshold: str | None, own: bo
         raise Problem(f"expected one of --budget, --keep and --threshold, got {' and '.join(named)}")
     if threshold is not None:
         try:
-            value = float(threshold)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise Problem(f"expected --threshold to be a number, got {threshold!r}")
-        return {"threshold": value}
+            return {"threshold": _finite(threshold)}
+        except ValueError as error:
+            raise Problem(f"expected --threshold to be a number, got {threshold!r}") from error
     if budget is not None:
         rows = _number(budget)
         if rows < 1 or rows.denominator != 1:
@@ -177,6 +179,40 @@ def _amount(budget: str | None, keep: str | None, threshold: str | None, own: bo
     if not 0 < share <= 1:
         raise Problem(f"expected --keep in (0%, 100%], such as 25% or 0.25, got {keep!r}")
     return {"budget": share}
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+SPELLED: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": _finite,
+    "str": str,
+    "bool": {"true": True, "false": False}.__getitem__,
+}
+
+
+def _options(texts: list[str], method: str) -> dict[str, Any]:
+    """What NAME=VALUE spell, for those of the method's options that are a number, a word or true or false."""
+    parameters = inspect.signature(methods.get(method).call).parameters
+    kinds = {name: str(parameters[name].annotation).removesuffix(" | None") for name in methods.get(method).options}
+    kinds = {name: kind for name, kind in sorted(kinds.items()) if kind in SPELLED}
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name in options:
+            raise Problem(f"expected --option NAME=VALUE, each name once, got {text!r}")
+        if name not in kinds:
+            raise Problem(f"expected an --option of {method!r} among ({', '.join(kinds) or 'none'}), got {name!r}")
+        try:
+            options[name] = SPELLED[kinds[name]](value)
+        except (ValueError, KeyError) as error:
+            raise Problem(f"expected --option {name} to be of type {kinds[name]}, got {value!r}") from error
+    return options
 
 
 def _number(text: str) -> Fraction:

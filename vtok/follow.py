@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vtok import methods, trial, video
 from vtok.draw import draw, kept_per_frame
+from vtok.rebuild import rebuild_patches
 from vtok.stream import Stream
 
 if TYPE_CHECKING:
@@ -96,10 +97,14 @@ def follow(
         if not packed.layout.total:  # the last window, which is not full
             packed = stream.flush()
         packed = packed.trim()
-        rows = packed.unmerge(fill="zero").unflatten(0, (len(frames), -1))
-        rebuilt, held = _hold(rows, (packed.assignment >= 0).unflatten(0, (len(frames), -1)), held)
-        pixels = trial.pixels_of(rebuilt, clip.frames.shape, patch).cpu()
-        piece = Piece(clip.frames, draw(clip.frames, packed, patch=patch), pixels)
+        if packed.vectors is None:
+            rows = packed.unmerge(fill="zero").unflatten(0, (len(frames), -1))
+            rebuilt, held = _hold(rows, (packed.assignment >= 0).unflatten(0, (len(frames), -1)), held)
+            pixels = trial.pixels_of(rebuilt, clip.frames.shape, patch)
+        else:
+            rebuilt = rebuild_patches(packed, patch=patch, before=held)
+            pixels, held = trial.levels(rebuilt), rebuilt[:, -1:]
+        piece = Piece(clip.frames, draw(clip.frames, packed, patch=patch), pixels.cpu())
         account.add(clip, packed, piece)
         yield piece
 

@@ -20,22 +20,24 @@ def rebuild_patches(
     merge_size: int = 1,
     order: str = "cthw",
     residual: bool = False,
+    before: Tensor | None = None,
 ) -> Tensor:
     """The frames of ``packed``, step by step: what was kept as it is, what was dropped from the step rebuilt before.
 
     A dropped unit is the block that its vector points to (``Packed.vectors``), without vectors its own place. Where
-    nothing was kept yet it is zero.
+    nothing was kept yet it is what ``before`` holds, without it zero.
 
     Args:
         packed: what ``vtok.gate_patches`` returned.
         patch, tubelet, merge_size, order, residual: what it was called with. Residual rows are added to what a dropped
             unit would be. With vectors that is exact as far as the step before is: the residual was taken from the
             pixels as they were, not as they are rebuilt.
+        before: [B, tubelet, C, H, W], the step before the first, as the chunk before it was rebuilt.
 
     Returns:
         [B, T, C, H, W] in the dtype of ``packed.values``, normalised as they are; differentiable in them.
 
-    Raises ValueError for rows of another size. Never syncs.
+    Raises ValueError for rows, or a step before them, of another size. Never syncs.
     """
     (steps, h, w), (ph, pw) = packed.layout.grid_of_each or packed.layout.grids[0], patch_sides(patch)
     width, pixels = packed.values.shape[1], merge_size**2 * tubelet * ph * pw
@@ -57,7 +59,9 @@ def rebuild_patches(
     y = (torch.arange(H, device=rows.device)[:, None] + each_pixel(vectors[:, 0])).clamp(min=0, max=H - 1)
     x = (torch.arange(W, device=rows.device) + each_pixel(vectors[:, 1])).clamp(min=0, max=W - 1)
     video = torch.arange(videos, device=rows.device)[:, None, None]
-    frames = [torch.zeros_like(rows[0])] if steps else []
+    if before is not None and before.shape != rows.shape[1:]:
+        raise ValueError(f"expected before of shape {tuple(rows.shape[1:])}, got {tuple(before.shape)}")
+    frames = [rows.new_zeros(rows.shape[1:]) if before is None else before.to(rows)]
     for t in range(steps):
         moved = frames[-1][video, :, :, y[t], x[t]].movedim((-2, -1), (1, 2))  # [B, tubelet, C, H, W]
         frames.append(moved + rows[t] if residual else torch.where(kept[t], rows[t], moved))

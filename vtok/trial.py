@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtok.packed import Packed
 
 BASELINES = {"uniform": "uniform frames", "random": "random rows"}
-Amount = dict[str, Any]  # of rows, as keywords of compress and gate_patches: budget, or threshold
+Amount = dict[str, Any]  # keywords of compress and gate_patches: budget or threshold, and options of the method
 REPEATS, ENOUGH = 15, 1.0  # a step is timed that often, or for that many seconds
 
 
@@ -90,6 +90,8 @@ def run(
         steps.insert(0, Step("patchify", cutting, frames.nbytes + pixels.nbytes))
 
     def rebuild(packed: Packed) -> Tensor:
+        if packed.vectors is not None:
+            return levels(vtok.rebuild_patches(packed, patch=patch))
         values = packed.values if tokens is pixels else packed.reduce(pixels.flatten(0, -2))
         return unpatchify(packed, values, frames.shape, patch, tubelet)
 
@@ -129,9 +131,17 @@ def unpatchify(packed: Packed, values: Tensor, shape: tuple[int, ...], patch: in
 def pixels_of(tokens: Tensor, shape: tuple[int, ...], patch: int, tubelet: int = 1) -> Tensor:
     """uint8 (T, H, W, 3) of the patches of all sites in [-1, 1]."""
     count, height, width, channels = shape
-    levels = ((tokens + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    cut = levels.view(-1, height // patch, width // patch, tubelet, channels, patch, patch)
+    cut = _bytes(tokens).view(-1, height // patch, width // patch, tubelet, channels, patch, patch)
     return cut.permute(0, 3, 1, 5, 2, 6, 4).reshape(-1, height, width, channels)[:count]
+
+
+def levels(frames: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3) of (1, T, 3, H, W) in [-1, 1]."""
+    return _bytes(frames[0]).permute(0, 2, 3, 1)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
