@@ -360,6 +360,7 @@ def head(**values):
         (head(grids=[[2**20, 2**20, 2**20]] * 4), "expected a.* of shape"),
         (head(extra_rows=-1), "expected a layout of host integers"),
         (head(merged="yes"), "expected a layout of host integers"),
+        (head(as_released=1), "expected a layout of host integers"),
     ],
 )
 def test_a_hostile_file_is_refused(change, text, tmp_path):

@@ -27,7 +27,8 @@ def save(packed: Packed, path: str | Path, *, overwrite: bool) -> None:
     path = Path(path)
     tensors = {name: getattr(packed, name) for name in (*TENSORS, *OPTIONAL)}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items() if t is not None}
-    head = {"grids": packed.layout.grids, "extra_rows": packed.layout.extra_rows, "merged": packed.is_merged}
+    layout = {"grids": packed.layout.grids, "extra_rows": packed.layout.extra_rows}
+    head = layout | {"merged": packed.is_merged, "as_released": packed.as_released}
     if not overwrite:
         path.open("xb").close()  # claims the name: FileExistsError where something is
     try:
@@ -49,20 +50,22 @@ def load(path: str | Path, device: torch.device | str) -> Packed:
             tensors = {name: file.get_tensor(name) for name in file.keys() if name in (*TENSORS, *OPTIONAL)}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file, got one that cannot be read: {error}") from None
-    layout, merged = _layout(path, metadata)
+    layout, made = _layout(path, metadata)
     _check(path, tensors, layout)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     longest = int(tensors["cu_seqlens"].diff().amax()) if layout.videos else 0
-    return Packed(layout=layout.to(device), longest=longest, is_merged=merged, **tensors)
+    return Packed(layout=layout.to(device), longest=longest, **made, **tensors)
 
 
-def _layout(path: str | Path, metadata: dict[str, str]) -> tuple[Layout, bool]:
+def _layout(path: str | Path, metadata: dict[str, str]) -> tuple[Layout, dict[str, Any]]:
     _expect(path, metadata.get("format") == FORMAT, f"format {FORMAT!r}", repr(metadata.get("format")))
     try:
         head = json.loads(metadata["layout"])
-        grids, extra_rows, merged = head["grids"], head["extra_rows"], head["merged"]
-        _expect(path, isinstance(grids, list) and isinstance(merged, bool), "grids as a list", "something else")
-        return Layout.from_grid(grids, extra_rows=extra_rows), merged
+        grids, extra_rows = head["grids"], head["extra_rows"]
+        made = {"is_merged": head["merged"], "as_released": head.get("as_released", False)}
+        _expect(path, isinstance(grids, list), "grids as a list", "something else")
+        _expect(path, all(isinstance(flag, bool) for flag in made.values()), "flags as bool", "something else")
+        return Layout.from_grid(grids, extra_rows=extra_rows), made
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: expected a layout of host integers, got one that cannot be read: {error}") from None
 

@@ -126,7 +126,9 @@ def make_goal(
 def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None = None) -> Packed:
     """The output rows of a merge."""
     assignment, reduce = merged.assignment, merged.reduce
-    if reduce == "first":
+    if merged.values is not None:
+        values, weight = merged.values(rows), sum_members(assignment, goal.rows, sizes)
+    elif reduce == "first":
         values, weight = ops.pack(rows, merged.index), sum_members(assignment, goal.rows, sizes)
     else:
         weights = sizes if merged.shares is None else merged.shares
@@ -137,7 +139,7 @@ def move(rows: Tensor, merged: methods.Merged, goal: Goal, sizes: Tensor | None 
     return Packed(
         values, merged.index, merged.cu_seqlens, goal.layout, scores=merged.scores, counts=merged.counts,
         longest=goal.longest, weight=weight.to(torch.float32), assignment=assignment, is_merged=reduce != "first",
-        sizes=sizes, shares=merged.shares, gap=merged.gap, order=merged.order,
+        sizes=sizes, shares=merged.shares, gap=merged.gap, order=merged.order, as_released=merged.values is not None,
     )  # fmt: skip
 
 

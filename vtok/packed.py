@@ -35,6 +35,8 @@ class Packed:
         gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
         vectors: int64 [S, 2], (dy, dx) in pixels from each source row's patch to the block that it came from one step
             earlier, of dropped rows too; None where none were looked for.
+        as_released: whether ``values`` are what a release makes of the source rows, some of them in several output rows
+            (``compat`` of some methods). ``assignment`` and ``weight`` then name one for each; ``reduce`` refuses.
 
     positions, weight, assignment are made at the first access, without a sync.
     """
@@ -58,12 +60,14 @@ class Packed:
         gap: Tensor | None = None,
         order: Tensor | None = None,
         vectors: Tensor | None = None,
+        as_released: bool = False,
     ) -> None:
         self.values, self.index, self.cu_seqlens, self.layout = values, index, cu_seqlens, layout
         self.scores, self.counts, self.sizes, self.shares = scores, counts, sizes, shares
         self.gap, self.order, self.vectors = gap, order, vectors
         self.longest = index.shape[0] if longest is None else longest
         self.is_merged = weight is not None if is_merged is None else is_merged
+        self.as_released = as_released
         self._positions, self._weight, self._assignment = positions, weight, assignment
 
     def __repr__(self) -> str:
@@ -103,7 +107,12 @@ class Packed:
         return ops.pack(_flat(x), self.index).reshape(self.index.shape[0], *x.shape[1:])
 
     def reduce(self, x: Tensor) -> Tensor:
-        """The same merge applied to ``x`` [S, ...]: the mean of each output row's sources; ``take`` if none merged."""
+        """The same merge applied to ``x`` [S, ...]: the mean of each output row's sources; ``take`` if none merged.
+
+        ValueError for values as their release makes them, which are no such means: ``take``.
+        """
+        if self.as_released:
+            raise ValueError("expected means by assignment to repeat on x, got values as their release makes them")
         if not self.is_merged:
             return self.take(x)
         self._expect_source(x)
@@ -157,7 +166,7 @@ class Packed:
             scores=self.scores, counts=later.counts, longest=later.longest, positions=positions,
             weight=sum_members(assignment, later.index.shape[0], self.sizes), assignment=assignment,
             is_merged=self.is_merged or later.is_merged, sizes=self.sizes, shares=self._shares_through(later),
-            vectors=self.vectors,
+            vectors=self.vectors, as_released=self.as_released or later.as_released,
         )  # fmt: skip
 
     def positions_by(self, rule: str) -> Tensor:
@@ -187,7 +196,7 @@ class Packed:
 
     def _shares_through(self, later: Packed) -> Tensor | None:
         """What each source row weighs in the mean that it ends up in after both rounds; None where that is its size."""
-        if self.shares is None and later.shares is None:
+        if self.as_released or later.as_released or (self.shares is None and later.shares is None):
             return None
         ones = torch.ones_like(self.assignment, dtype=torch.float32)
         weights = next((w for w in (self.shares, self.sizes) if w is not None), ones)
@@ -291,6 +300,7 @@ class Packed:
             gap=self.gap,
             order=self.order,
             vectors=self.vectors,
+            as_released=self.as_released,
         )
 
     def split(self) -> list[Packed]:
@@ -321,6 +331,7 @@ class Packed:
             shares=None if self.shares is None else self.shares[source],
             order=None if self.order is None else self.order[rows] - rows.start,
             vectors=None if self.vectors is None else self.vectors[source],
+            as_released=self.as_released,
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -361,5 +372,5 @@ def _flat(x: Tensor) -> Tensor:
 register_tree(
     Packed,
     ["values", "index", "cu_seqlens", "layout", "scores", "counts", "longest", "is_merged",
-     "_positions", "_weight", "_assignment", "sizes", "shares", "gap", "order", "vectors"],
+     "_positions", "_weight", "_assignment", "sizes", "shares", "gap", "order", "vectors", "as_released"],
 )  # fmt: skip

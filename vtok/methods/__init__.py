@@ -40,6 +40,7 @@ class Merged:
     shares: Tensor | None = None  # float32 [S], what each row weighs in that mean, if not its size
     order: Tensor | None = None  # int64 [K], the output rows as the method's release orders them
     gap: Tensor | None = None  # float64 [], how far from the best it may be at most, in summed squared error
+    values: Callable[[Tensor], Tensor] | None = None  # rows [S, D] -> [K, D], where no mean by assignment gives them
 
 
 class Gated(NamedTuple):

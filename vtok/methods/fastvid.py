@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtok import ops
+from vtok.centres import blended, nearest, rows_of_one
 from vtok.layout import Layout
 from vtok.methods import Merged, register
 from vtok.sites import slots_of
@@ -31,8 +32,6 @@ from vtok.windows import frame_means, scene_windows, starts_of, window_ends
 if TYPE_CHECKING:
     from vtok.decide import Goal, Plan
 
-WIDEST = 64  # rows that look for one centre at a time, see nearest
-
 
 @register("fastvid", kind="merge")
 def fastvid(
@@ -48,6 +47,7 @@ def fastvid(
     every: int = 4,
     blend: float = 0.6,
     neighbours: int = 4,
+    compat: str | None = None,
 ) -> Merged:
     """Cut each video into scenes; keep of each frame what draws the most attention, and merge the rest of its scene.
 
@@ -69,18 +69,26 @@ def fastvid(
         every: frames from anchor to anchor.
         blend: the share of a centre in its row besides its part in the mean of all that joined it; in [0, 1).
         neighbours: how many the density looks at, the token itself among them, in [1, 64].
+        compat: "fastvid" for the values of the release, in which a token is in several rows: each anchor of a scene
+            merges the whole scene again, into its own centres. A centre's share of its row is max(1 / (n + 1),
+            ``blend``), the rest is the mean of the n tokens that are more like it than the anchor's other centres. The
+            anchors of a scene have equally many centres; what that leaves of the budget goes to more salient tokens,
+            which are merged nonetheless. ``assignment`` names one row of each token, the most alike of its scene.
 
-    A nested budget, one number per frame, makes every frame the anchor of its own. Departs from the release in this:
-    there each anchor of a scene merges the whole scene again, so that a token is in several rows, here it is in one;
-    there integer division loses rows, here all of the budget is kept; densities get no noise.
+    A nested budget, one number per frame, makes every frame the anchor of its own (with ``compat`` also a scene of its
+    own). Departs from the release in this: a token is in one row, unless ``compat`` says otherwise; all of the budget
+    is kept, where integer division loses rows there; densities get no noise.
 
     Source: the released code of FastVID. It has no threshold. Copies the tokens once or twice, without ``attention``
-    several times as float32.
+    several times as float32; with ``compat`` ⌈T / every⌉ times, one after the other, and holds up to 32·⌈T / every⌉
+    bytes a row.
     """
     plan, share = expect_budget("fastvid", goal), share_of("fastvid", "contextual", contextual)
     if segments < 1 or every < 1 or not 0 <= blend < 1:
         got = f"{segments}, {every} and {blend}"
         raise ValueError(f"method 'fastvid': expected segments >= 1, every >= 1 and blend in [0, 1), got {got}")
+    if compat not in (None, "fastvid"):
+        raise ValueError(f"method 'fastvid': expected compat None or 'fastvid', got {compat!r}")
     if features is not None and (features.dim() != 2 or features.shape[0] != layout.frames):
         raise ValueError(
             f"method 'fastvid': expected features of shape [{layout.frames}, C], got {tuple(features.shape)}"
@@ -90,10 +98,11 @@ def fastvid(
     seen = frame_means(tokens, layout) if features is None else features.detach()
     scenes, bounds = scene_windows(seen, layout, segments=segments, similarity=similarity), frame_bounds(layout)
     frame, inside = frames_of_rows(layout)
-    k_salient, k_centres, anchor = _quotas(scenes, bounds, layout, plan, share, every)
+    scene, anchor = _anchors(scenes, layout, plan, every)
+    k_salient, k_centres = _quotas(scene, anchor, layout, plan, share, every, alike=compat is not None)
     salience = salience_of("fastvid", attention, tokens, layout)
     salient = best_of(salience, inside, bounds, k_salient)
-    valid = inside & ~salient & anchor[frame]
+    valid = inside & ~salient & (anchor >= 0)[frame]
     _, centres, density = ops.density_cluster(
         tokens, bounds, slots(k_centres), goal.rows, neighbours=neighbours, valid=valid
     )
@@ -103,26 +112,44 @@ def fastvid(
     index, cu_seqlens, counts = goal.choose(score)
     slot = slots_of(index, layout)
     centre = centre & (slot >= 0)
-    into = nearest(tokens, centre, _rows_of(scenes, bounds), _rows_of_one(plan, share))
+    groups, each = _rows_of(scenes if compat is None else scene, bounds), rows_of_one(plan, share)
+    into = _nearest_row(tokens, centre, groups, goal.rows, each)
     assignment = torch.where((slot >= 0) | ~inside, slot, at(slot, into))
-    shares = pulled(assignment, centre, goal.rows, blend, goal.sizes, add=True)
-    return Merged(index, assignment, cu_seqlens, counts, score, shares=shares)
+    if compat is None:
+        shares = pulled(assignment, centre, goal.rows, blend, goal.sizes, add=True)
+        return Merged(index, assignment, cu_seqlens, counts, score, shares=shares)
+    number = torch.where(centre, anchor[frame], -1)
+    joined = torch.ops.vtok.nearest_of_each(tokens, number, groups, goal.rows, each, -(-layout.longest // every))
+    members, offsets = ops.group(at(slot, joined.masked_fill(~inside | salient, -1)).flatten(), goal.rows)
+    lists = members % torch.sym_max(layout.total, 1), offsets
+
+    def values(rows: Tensor) -> Tensor:
+        return blended(rows, ops.pack(rows, index), lists, goal.sizes, blend)
+
+    return Merged(index, assignment, cu_seqlens, counts, score, values=values)
+
+
+def _anchors(scenes: Tensor, layout: Layout, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
+    """(int64 [F] the scenes, cut where a nested budget is; int64 [F] which anchor each frame is, from the last back).
+
+    -1 for a frame that is no anchor.
+    """
+    frame, here = torch.arange(layout.frames, dtype=torch.int64, device=scenes.device), plan_segments(layout, plan)
+    scene = starts_of((scenes == frame) | (here != here.roll(1)))
+    back = window_ends(scene) - 1 - frame
+    return scene, torch.where(back % every == 0, back // every, -1)
 
 
 def _quotas(
-    scenes: Tensor, bounds: Tensor, layout: Layout, plan: Plan, share: tuple[int, int], every: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(int64 [F] salient tokens of each frame, int64 [F] centres, bool [F] whether it is an anchor)."""
-    here, tokens = plan_segments(layout, plan), frame_quotas(layout, plan)
+    scene: Tensor, anchor: Tensor, layout: Layout, plan: Plan, share: tuple[int, int], every: int, *, alike: bool
+) -> tuple[Tensor, Tensor]:
+    """(int64 [F] salient tokens of each frame, int64 [F] centres, equally many in all anchors of a scene if alike)."""
+    tokens, end = frame_quotas(layout, plan), window_ends(scene)
     centres = tokens * share[0] // share[1]
-    frame = torch.arange(layout.frames, dtype=torch.int64, device=bounds.device)
-    scene = starts_of((scenes == frame) | (here != here.roll(1)))
-    end, so_far = window_ends(scene), slots(centres)
-    anchors, back = -((scene - end) // every), end - 1 - frame
-    later, whole = back // every, so_far[end] - so_far[scene]
-    own = whole * (anchors - later) // anchors - whole * (anchors - later - 1) // anchors
-    anchor = back % every == 0
-    return tokens - centres, torch.where(anchor, own, 0), anchor
+    so_far, anchors = slots(centres), -((scene - end) // every)
+    whole = so_far[end] - so_far[scene]
+    own = whole * (anchors - anchor) // anchors - whole * (anchors - anchor - 1) // anchors
+    return tokens - centres, torch.where(anchor >= 0, whole // anchors if alike else own, 0)
 
 
 def _rows_of(windows: Tensor, bounds: Tensor) -> Tensor:
@@ -132,36 +159,20 @@ def _rows_of(windows: Tensor, bounds: Tensor) -> Tensor:
     return torch.cat([bounds[begin], bounds[-1:]])
 
 
-def _rows_of_one(plan: Plan, share: tuple[int, int]) -> int:
-    """How many rows of each scene there are for each of its centres, at least."""
-    if plan.on_host is None:
-        return 1
-    centres = [(rows, quota * share[0]) for rows, quota in plan.on_host]
-    return min([WIDEST, *(rows * share[1] // count for rows, count in centres if count)])
+def _nearest_row(tokens: Tensor, centre: Tensor, groups: Tensor, k: int, each: int) -> Tensor:
+    """int64 [S]: the row of its group in ``centre`` bool [S], k at most, that each row is most alike; -1 for none."""
+    listed, count = ops.compact(centre, groups, k)
+    return at(listed, nearest(tokens, ops.pack(tokens, listed), slots(count), groups, each))
 
 
-def nearest(tokens: Tensor, centre: Tensor, groups: Tensor, each: int = 1) -> Tensor:
-    """int64 [S]: the row of ``centre`` bool [S] in its group that each row is most alike, by cosine; -1 for none.
+@torch.library.custom_op("vtok::nearest_of_each", mutates_args=())
+def nearest_of_each(tokens: Tensor, number: Tensor, groups: Tensor, k: int, each: int, anchors: int) -> Tensor:
+    """int64 [anchors, S]: the row of each anchor's centres that each row is most alike; ``number`` int64 [S] is whose
+    centre a row is, or -1. A graph knows the number of anchors as a symbol, over which it could not loop."""
+    found = [_nearest_row(tokens, number == a, groups, k, each) for a in range(anchors)]
+    return torch.stack(found) if found else number.new_empty(0, number.shape[0])
 
-    Of equals the lower one; a row with NaN has none. Group g is rows [groups[g], groups[g+1]) and has a centre for
-    ``each`` of its rows at most, rounded up.
 
-    ``bipartite_match`` compares every (each + 1)-th row of a group with the others, so blocks are made of that many:
-    some rows, and a centre; where a group has more blocks than centres they come again.
-    """
-    total, block = tokens.shape[0], each + 1
-    listed, count = ops.compact(centre, groups, total)
-    first, begin = slots(count), slots(-(-groups.diff() // each))
-    place = torch.arange((total // each + count.shape[0]) * block, dtype=torch.int64, device=tokens.device)
-    group = (torch.searchsorted(begin, place // block, right=True) - 1).clamp(max=count.shape[0] - 1)
-    number = place // block - begin[group]
-    own = groups[group] + number * each + place % block
-    own = torch.where(own < groups[group + 1], own, -1)
-    receiver = torch.where(count[group] > 0, at(listed, first[group] + number % count[group].clamp(min=1)), -1)
-    row = torch.where(place % block < each, own, receiver)
-    best, target = ops.bipartite_match(ops.pack(tokens, row), begin * block, split=block)
-    row_itself = torch.arange(total, dtype=torch.int64, device=tokens.device)
-    group = torch.searchsorted(groups, row_itself, right=True) - 1
-    number = row_itself - groups[group]
-    place = (begin[group] + number // each) * block + number % each
-    return torch.where(best[place].isnan(), -1, at(row, target[place]))
+@nearest_of_each.register_fake
+def _(tokens: Tensor, number: Tensor, groups: Tensor, k: int, each: int, anchors: int) -> Tensor:
+    return number.new_empty(anchors, number.shape[0])
