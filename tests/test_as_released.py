@@ -6,7 +6,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from test_token_methods import one_graph
+from test_linked_tokens import joined, scissor_parts, scissor_rule
+from test_token_methods import clip as plain_clip
+from test_token_methods import cosine, one_graph, videos
 from test_window_methods import GRIDS, check, clip
 
 import vtok
@@ -175,3 +177,93 @@ def test_fastvid_as_released_in_rounds_and_graphs(tmp_path):
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
             fake = compress(torch.randn(shape), budget=5, **settings)
             assert (fake.values.shape, fake.assignment.shape) == (kept.values.shape, kept.assignment.shape)
+
+
+def as_scissor_releases(x, h, w, size, kept, above):
+    """(the rows ``kept`` of one video [T, n, D] as LLaVA-Scissor's release makes them, the slot of each token)."""
+    flat, plain = x.flatten(0, 1), x.detach()
+    (into, _, _), (part, _) = scissor_rule(plain, h, w, above, size), scissor_parts(plain, above, size)
+    ends, rows = joined(set(kept), into), range(len(flat))
+    piece = [r if r in kept else part[r] for r in rows]  # a part, or a token that stands by itself
+    survivors = []
+    for k in kept:
+        means = []
+        for p in sorted({piece[r] for r in rows if ends[r] == k}):
+            mine = [r for r in rows if piece[r] == p]
+            means.append((size[mine, None] * flat[mine]).sum(0) / size[mine].sum())
+        survivors.append(torch.stack(means).mean(0))
+    went = []
+    for r in rows:
+        alike = [float(cosine(flat[r].detach(), s.detach())) for s in survivors]
+        finite = [a for a in alike if a == a]
+        went.append(alike.index(max(finite)) if finite else kept.index(ends[r]) if ends[r] >= 0 else -1)
+    values = []
+    for k, survivor in enumerate(survivors):
+        mine = [r for r in rows if went[r] == k]
+        values.append((survivor + (size[mine, None] * flat[mine]).sum(0)) / (size[mine].sum() + 1))
+    return values, went
+
+
+SCISSOR = [
+    {"threshold": 0.6}, {"threshold": 0.6, "min_per_frame": 3}, {"threshold": 0.6, "capacity": 30}, {"budget": "80%"},
+    {"budget": "30%"}, {"budget": 2}, {"budget": [40, 2, 9, 0, 3, 20]}, {"total_budget": 50},
+]  # fmt: skip
+CLIP = [(4, 3, 5), (0, 2, 2), (1, 3, 3), (3, 1, 5), (2, 2, 2), (2, 7, 2)]
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("amount", SCISSOR, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scissor_as_released(amount, extra, weighted):
+    torch.manual_seed(extra)
+    tokens = plain_clip(CLIP, extra).requires_grad_()
+    sizes = torch.rand(len(tokens)) + 0.5 if weighted else None
+    settings = {"method": "scissor", "extra_rows": extra, "weights": sizes} | amount
+    settings |= {} if "threshold" in amount else {"similarity": 0.6}
+    packed, sane = (compress(tokens, CLIP, compat=compat, **settings).trim() for compat in ("scissor", None))
+    assert torch.equal(packed.index, sane.index) and torch.equal(packed.cu_seqlens, sane.cu_seqlens)
+    assert packed.as_released and not torch.allclose(packed.values, sane.values, equal_nan=True)
+    size, want, ends = torch.ones(len(tokens)) if sizes is None else sizes, [], []
+    for (start, (_, h, w), x), v in zip(videos(tokens, CLIP, extra), range(len(CLIP)), strict=True):
+        n = x.shape[0] * h * w
+        kept = [r - start for r in packed.index[slice(*packed.cu_seqlens[v : v + 2].tolist())].tolist()]
+        inside = [r for r in kept if r < n]
+        values, went = as_scissor_releases(x, h, w, size[start : start + n], inside, 0.6)
+        want += [*values, *(tokens[start + r] for r in kept if r >= n)]
+        into = [kept.index(r) if r in kept else went[r] if r < n else -1 for r in range(n + extra)]
+        ends += [int(packed.cu_seqlens[v]) + k if k >= 0 else -1 for k in into]
+    want = torch.stack(want)
+    assert torch.allclose(packed.values, want, atol=1e-5, equal_nan=True)
+    assert packed.assignment.tolist() == ends
+    weight = torch.zeros(len(want)).index_add(0, packed.assignment.clamp(min=0), size * (packed.assignment >= 0))
+    assert torch.allclose(packed.weight, weight) and (packed.weight > 0).all()
+    if not want.isnan().any():
+        up = torch.randn_like(want)
+        got, expected = (torch.autograd.grad(y, tokens, up)[0] for y in (packed.values, want))
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_scissor_as_released_in_rounds_and_graphs(tmp_path):
+    settings = {"method": "scissor", "compat": "scissor"}
+    one_graph(budget=7, **settings), one_graph(budget="30%", **settings), one_graph(threshold=0.3, **settings)
+    tokens = torch.randn(2, 6, 10, 8).bfloat16()
+    one = compress(tokens, budget=30, similarity=0.5, **settings)
+    assert one.values.dtype == torch.bfloat16 and one.weight.tolist() != [1.0] * 60
+    layout = Layout.from_grid([(1, 1, 30)] * 2)
+    two = compress(one.values, layout, budget=8, weights=one.weight, similarity=0.5, **settings)
+    both = one.then(two)
+    assert torch.equal(both.values, two.values) and torch.equal(both.weight, two.weight) and both.weight.sum() == 120
+    one.save(tmp_path / "a.safetensors")
+    assert Packed.load(tmp_path / "a.safetensors").as_released
+    for v, alone in enumerate(one.split()):
+        again = compress(tokens[v : v + 1], budget=30, similarity=0.5, **settings)
+        assert torch.equal(again.values, alone.values) and torch.equal(again.assignment, alone.assignment)
+    stream = Stream(window=3, budget=7, **settings)
+    first = stream.push(tokens)
+    assert torch.equal(first.values[:7], compress(tokens[:1, :3], budget=7, **settings).values)
+    for amount in ({"budget": 5}, {"threshold": 0.5}):
+        for shape in [(2, 3, 4, 8), (1, 1, 1, 1), (0, 3, 4, 8), (2, 0, 4, 8), (2, 3, 0, 8)]:
+            kept = compress(torch.randn(shape), **amount, **settings)
+            with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+                fake = compress(torch.randn(shape), **amount, **settings)
+                assert (fake.values.shape, fake.assignment.shape) == (kept.values.shape, kept.assignment.shape)

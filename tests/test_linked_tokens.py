@@ -173,21 +173,24 @@ def sttm_rule(x, h, w, tree, least, compat):
     return into, opens, by_rank(alike, opens, set(node), within)
 
 
-def scissor_parts(x, above):
+def scissor_parts(x, above, size=None):
     """The first row of each row's component in its frame, and in the video."""
     n, rows, flat, part = x.shape[1], x.shape[0] * x.shape[1], x.flatten(0, 1), []
     for t in range(x.shape[0]):
         links = [(a, b) for a in range(n) for b in range(a) if cosine(x[t, a], x[t, b]) > above]
         part += [t * n + r for r in components(n, links)]
-    means = {p: flat[[r for r in range(rows) if part[r] == p]].mean(0) for p in sorted(set(part))}
+    size, means = torch.ones(rows) if size is None else size, {}
+    for p in sorted(set(part)):
+        mine = [r for r in range(rows) if part[r] == p]
+        means[p] = (size[mine, None] * flat[mine]).sum(0) / size[mine].sum()
     links = [(p, q) for p in means for q in means if q < p and cosine(means[p], means[q]) > above]
     over = components(rows, links)
     return part, [over[p] for p in part]
 
 
-def scissor_rule(x, h, w, above):
+def scissor_rule(x, h, w, above, size=None):
     n, rows, flat = h * w, x.shape[0] * h * w, x.flatten(0, 1)
-    part, first = scissor_parts(x, above)
+    part, first = scissor_parts(x, above, size)
     opens = {r for r in range(rows) if first[r] == r}
     alike = [cosine(flat[before(r, n)], flat[r]) if r else torch.tensor(-torch.inf) for r in range(rows)]
     into = [part[r] if part[r] != r else part[before(r, n)] if r in opens else first[r] for r in range(rows)]
@@ -303,23 +306,6 @@ def test_scissor_in_a_ragged_graph_and_sttm_not():
                 call(x, layout)
 
 
-def test_scissor_as_released():
-    """The last step of the release, token by token."""
-    x = torch.randn(3, 6, 4)
-    values, nearest = scissor.released(x, 0.6)
-    (part, first), flat, survivors = scissor_parts(x, 0.6), x.flatten(0, 1), []
-    for end in sorted(set(first)):
-        frames = sorted({part[r] for r in range(18) if first[r] == end})
-        survivors.append(torch.stack([flat[[r for r in range(18) if part[r] == p]].mean(0) for p in frames]).mean(0))
-    assert len(values) == len(survivors) < 18
-    for r in range(18):
-        best = max(float(cosine(flat[r], s)) for s in survivors)
-        assert float(cosine(flat[r], survivors[nearest[r]])) >= best - 1e-5
-    for k, survivor in enumerate(survivors):
-        mine = flat[nearest == k]
-        assert torch.allclose(values[k], (survivor + mine.sum(0)) / (len(mine) + 1), atol=1e-5)
-
-
 def test_errors():
     tokens = torch.randn(1, 2, 3, 3, 4)
     for text, change in {
@@ -328,6 +314,8 @@ def test_errors():
     }.items():
         with pytest.raises(ValueError, match=text):
             compress(tokens, method="sttm", **change)
+    with pytest.raises(ValueError, match="method 'scissor': expected compat None or 'scissor', got 'sttm'"):
+        compress(tokens, method="scissor", budget=3, compat="sttm")
     with pytest.raises(TypeError, match="expected options among"):
         compress(tokens, method="scissor", budget=3, tree=0.5)
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from vtok import ops
+from vtok.centres import blended, nearest, rows_of_one
 from vtok.forest import before, joined, likeness, ranked
 from vtok.layout import Layout
 from vtok.methods import Merged, register
+from vtok.packed import as_weights
 from vtok.sites import slots_of
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @register("scissor", kind="merge")
-def scissor(tokens: Tensor, layout: Layout, goal: Goal, *, similarity: float = 0.9) -> Merged:
+def scissor(
+    tokens: Tensor, layout: Layout, goal: Goal, *, similarity: float = 0.9, compat: str | None = None
+) -> Merged:
     """Merge what a chain of alike tokens connects, in each frame, and then the means of that over the whole video.
 
     Tokens of a frame are linked where their cosine is above the threshold, strictly; the means of their components are
@@ -32,13 +36,20 @@ def scissor(tokens: Tensor, layout: Layout, goal: Goal, *, similarity: float = 0
     Args:
         similarity: under a budget, the cosine above which tokens are linked; 0.9 in the release's settings, 0.95 in its
             code. Under a threshold that is it.
+        compat: "scissor" for the values of the release: a component over time is the mean of its parts' means, whatever
+            their size; then every token goes to the most similar component of its video, and a row is (that mean + the
+            sum of the n tokens that came) / (n + 1). ``assignment`` says where a token went, but a row's first token
+            always stands for its own.
 
-    A row is the mean of all its tokens, at the first of them. Departs from the release in this: its components are
-    those of some random rows where there are thousands; it averages means whatever their size; and in the end it hands
-    every token to the most similar of the means, which it adds to them. ``released`` does the last two.
+    A row is the mean of all its tokens, at the first of them. Departs from the release in the two points of ``compat``;
+    in components of some random rows where there are thousands; and in the order of rows, here that of their first
+    tokens, there of those with the most links.
 
-    Holds one copy of the tokens meanwhile. Source: the released code of LLaVA-Scissor.
+    Holds one copy of the tokens meanwhile; with ``compat`` up to three, and under a threshold it takes the cosine of
+    each two tokens of a video. Source: the released code of LLaVA-Scissor.
     """
+    if compat not in (None, "scissor"):
+        raise ValueError(f"method 'scissor': expected compat None or 'scissor', got {compat!r}")
     above = goal.threshold if goal.plan is None else similarity
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     part, first = components(tokens, layout, above, goal.sizes)
@@ -48,14 +59,36 @@ def scissor(tokens: Tensor, layout: Layout, goal: Goal, *, similarity: float = 0
     into = torch.where(part != row, part, torch.where(opens, earlier, first))
     score = ranked(alike, opens, part == row, alike)
     index, cu_seqlens, counts = goal.choose(score, opens)
-    return Merged(index, joined(into, index, layout), cu_seqlens, counts, score)
+    assignment = joined(into, index, layout)
+    if compat is None:
+        return Merged(index, assignment, cu_seqlens, counts, score)
+    slot = slots_of(index, layout)
+    piece = torch.where(slot >= 0, row, part)
+    owner = torch.where(piece == row, assignment, -1)
+
+    def survivors(rows: Tensor) -> Tensor:
+        """[K, D]: of each output row the mean of its pieces' means."""
+        means, _ = ops.merge(rows, *ops.group(piece, layout.total), as_weights(goal.sizes, rows))
+        return ops.merge(means, *ops.group(owner, goal.rows))[0]
+
+    grids = _and_extra(layout.cu_seqlens[:-1], layout)
+    begin = torch.searchsorted(torch.where(index < 0, layout.total, index), grids)
+    near = nearest(tokens, survivors(tokens), begin, grids, rows_of_one(goal.plan))
+    went = torch.where(near < 0, assignment, near)
+    lists = ops.group(torch.where(layout.extra_mask(), -1, went), goal.rows)
+
+    def values(rows: Tensor) -> Tensor:
+        return blended(rows, survivors(rows), lists, goal.sizes)
+
+    return Merged(index, torch.where(slot >= 0, slot, went), cu_seqlens, counts, score, values=values)
 
 
 def components(tokens: Tensor, layout: Layout, above: float, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
     """int64 [S] each: the first row of the component of its frame that each row is in, and of that of the video."""
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     extra = layout.extra_mask()
-    part = torch.where(extra, row, ops.similarity_components(tokens, _frames(layout), above))
+    frames = _and_extra(layout.frame_starts()[0], layout)
+    part = torch.where(extra, row, ops.similarity_components(tokens, frames, above))
     # As many as the device finds, in room for all: what is beyond the last video's is passed over.
     survivors, counts = ops.compact((part == row) & ~extra, layout.cu_seqlens, layout.total)
     slot = slots_of(survivors, layout)[part]
@@ -66,34 +99,8 @@ def components(tokens: Tensor, layout: Layout, above: float, sizes: Tensor | Non
     return part, torch.where(extra, row, first[slot])
 
 
-def _frames(layout: Layout) -> Tensor:
-    """int64: where each frame starts, and the rows after each grid, and where all end."""
-    starts, _ = layout.frame_starts()
+def _and_extra(starts: Tensor, layout: Layout) -> Tensor:
+    """int64: ``starts`` of frames or grids, and where the rows after each grid begin, in order, and where all end."""
     if layout.extra_rows:
         starts, _ = torch.cat([starts, layout.cu_seqlens[1:] - layout.extra_rows]).sort()
     return torch.cat([starts, layout.cu_seqlens[-1:]])
-
-
-def released(tokens: Tensor, similarity: float) -> tuple[Tensor, Tensor]:
-    """The release's rows of one video [T, n, D], all components exact and in order of their first token; it waits.
-
-    Returns:
-        [K, D] in the tokens' dtype, (mean of the component's means + all tokens that are most like that) / (their
-        number + 1); int64 [T·n], which row each token is most like, the lowest of equals.
-    """
-    steps, sites, _ = tokens.shape
-    layout, x = Layout.uniform(1, steps, 1, sites, device=tokens.device), tokens.flatten(0, 1)
-    part, first = components(x, layout, similarity, None)
-    means, _ = ops.merge(x, *_classes(part))
-    kept = part.unique()
-    survivors, _ = ops.merge(means, *_classes(first[kept]))
-    unit = torch.nn.functional.normalize(survivors.float(), dim=-1)
-    nearest = torch.cat([(some.float() @ unit.T).argmax(-1) for some in x.split(1024)])
-    ends = torch.arange(len(survivors), device=x.device)
-    return ops.merge(torch.cat([survivors, x]), *ops.group(torch.cat([ends, nearest]), len(survivors)))[0], nearest
-
-
-def _classes(label: Tensor) -> tuple[Tensor, Tensor]:
-    """``group`` of rows by equal labels, the lowest label first."""
-    labels, number = label.unique(return_inverse=True)
-    return ops.group(number, len(labels))
