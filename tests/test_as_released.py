@@ -182,7 +182,7 @@ def test_fastvid_as_released_in_rounds_and_graphs(tmp_path):
 def as_scissor_releases(x, h, w, size, kept, above):
     """(the rows ``kept`` of one video [T, n, D] as LLaVA-Scissor's release makes them, the slot of each token)."""
     flat, plain = x.flatten(0, 1), x.detach()
-    (into, _, _), (part, _) = scissor_rule(plain, h, w, above, size), scissor_parts(plain, above, size)
+    (into, *_), (part, _) = scissor_rule(plain, h, w, above, size), scissor_parts(plain, above, size)
     ends, rows = joined(set(kept), into), range(len(flat))
     piece = [r if r in kept else part[r] for r in rows]  # a part, or a token that stands by itself
     survivors = []

@@ -44,7 +44,7 @@ def test_sttm_as_the_original(name):
     layout, x, tree = Layout.from_grid([(steps, h, w)]), golden["in_x"].flatten(0, 2), params["tree_threshold"]
     box = golden["out_node_tyxyx"].long()
     rows = (box[:, 0] * h + box[:, 1]) * w + box[:, 2]
-    node, values, _ = sttm.quadtree(x, layout, tree, "sttm")
+    node, values, _, _ = sttm.quadtree(x, layout, tree, "sttm")
     assert torch.equal(node.unique(), rows) and torch.equal(node.bincount()[rows], golden["out_node_patches"].long())
     assert torch.allclose(values[rows], golden["out_node_features"], atol=1e-5)
 
@@ -58,10 +58,8 @@ def test_sttm_as_the_original(name):
     assert torch.equal(packed.index[packed.assignment[rows]], rows[golden["out_rep_true"]])
     kept = compress(x, layout, method="sttm", budget=len(packed.index), temporal=params["temporal_threshold"], tree=tree, compat="sttm")  # fmt: skip # noqa: E501
     assert torch.equal(kept.index, packed.index) and torch.equal(kept.assignment, packed.assignment)
-    means = torch.zeros_like(golden["out_merged_true"]).index_reduce_(
-        0, packed.assignment[rows], golden["out_node_features"], "mean", include_self=False
-    )
-    assert torch.allclose(means, golden["out_merged_true"], atol=1e-5)  # there every node counts alike
+    assert torch.allclose(packed.values, golden["out_merged_true"], atol=1e-5)  # every node counts alike
+    assert torch.allclose(packed.reduce(x), packed.values, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", named("scissor_components"))
@@ -103,14 +101,14 @@ def box_of(y, x, sides):
 
 
 def quadtree(x, h, w, tree, compat):
-    """[(box, mean)] of one frame [h·w, D], and the cosine of each token to its two by two."""
+    """[(box, mean)] of one frame [h·w, D], the cosine of each token to its two by two, its part in its node's mean."""
     levels = [x.view(h, w, -1)]
     while max(levels[-1].shape[:2]) > 2:
         below, (high, wide) = levels[-1], levels[-1].shape[:2]
         means = [below[a:b, c:d].flatten(0, 1).mean(0) for i in range((high + 1) // 2) for j in range((wide + 1) // 2)
                  for a, b, c, d in [box_of(i, j, [(high, wide)])]]  # fmt: skip
         levels.append(torch.stack(means).view((high + 1) // 2, (wide + 1) // 2, -1))
-    sides, found = [level.shape[:2] for level in levels], []
+    sides, found, parts = [level.shape[:2] for level in levels], [], torch.ones(h, w)
 
     def likes(at, i, j):
         a, b, c, d = box_of(i, j, [sides[at - 1]])
@@ -123,14 +121,24 @@ def quadtree(x, h, w, tree, compat):
             whole &= bool(cosine(levels[at - 1][0, 0], levels[at][i, j]) >= tree)
         if whole:
             found.append((box_of(i, j, sides[:at][::-1]), levels[at][i, j]))
+        if whole:
+            divide(at, i, j, 1.0)
         for y, z in () if whole else children:
             look(at - 1, y, z)
+
+    def divide(at, i, j, part):
+        if not at:
+            parts[i, j] = part
+        a, b, c, d = box_of(i, j, [sides[at - 1]]) if at else (0, 0, 0, 0)
+        for y in range(a, b):
+            for z in range(c, d):
+                divide(at - 1, y, z, part / ((b - a) * (d - c)))
 
     for i in range(sides[-1][0]):
         for j in range(sides[-1][1]):
             look(len(levels) - 1, i, j)
     first = [likes(1, i, j) for i in range(sides[1][0]) for j in range(sides[1][1])] if len(sides) > 1 else []
-    return found, {y * w + z: like for cell in first for (y, z), like in cell.items()}
+    return found, {y * w + z: like for cell in first for (y, z), like in cell.items()}, parts.flatten()
 
 
 def before(row, n):
@@ -146,12 +154,13 @@ def by_rank(alike, opens, parts, within):
 
 
 def sttm_rule(x, h, w, tree, least, compat):
-    """(into, opens, score) of one video [T, n, D], nodes linked pair by pair of boxes."""
+    """(into, opens, score, parts) of one video [T, n, D], nodes linked pair by pair of boxes."""
     n, rows = h * w, x.shape[0] * h * w
-    node, mean, within, boxes = [0] * rows, [None] * rows, [torch.tensor(1.0)] * rows, []
+    node, mean, within, boxes, parts = [0] * rows, [None] * rows, [torch.tensor(1.0)] * rows, [], []
     for t in range(x.shape[0]):
-        found, inner = quadtree(x[t], h, w, tree, compat)
+        found, inner, part = quadtree(x[t], h, w, tree, compat)
         boxes.append(found)
+        parts += part.tolist() if compat else [1.0] * n
         for site, like in inner.items():
             within[t * n + site] = like
         for (a, b, c, d), value in found:
@@ -170,7 +179,7 @@ def sttm_rule(x, h, w, tree, least, compat):
     alike = [cosine(mean[before(r, n)], mean[r]) if r else torch.tensor(-torch.inf) for r in range(rows)]
     into = [node[r] if node[r] != r else node[before(r, n)] if r and (r in opens or (r >= n and alike[r] >= least))
             else first[r] for r in range(rows)]  # fmt: skip
-    return into, opens, by_rank(alike, opens, set(node), within)
+    return into, opens, by_rank(alike, opens, set(node), within), parts
 
 
 def scissor_parts(x, above, size=None):
@@ -194,7 +203,7 @@ def scissor_rule(x, h, w, above, size=None):
     opens = {r for r in range(rows) if first[r] == r}
     alike = [cosine(flat[before(r, n)], flat[r]) if r else torch.tensor(-torch.inf) for r in range(rows)]
     into = [part[r] if part[r] != r else part[before(r, n)] if r in opens else first[r] for r in range(rows)]
-    return into, opens, by_rank(alike, opens, set(part), alike)
+    return into, opens, by_rank(alike, opens, set(part), alike), [1.0] * rows
 
 
 AMOUNTS = [{"threshold": 0.4}, {"budget": "80%"}, {"budget": "30%"}, {"budget": 2}, {"budget": [40, 2, 9, 0, 3, 50]}]
@@ -205,15 +214,16 @@ AMOUNTS = [{"threshold": 0.4}, {"budget": "80%"}, {"budget": "30%"}, {"budget": 
 @pytest.mark.parametrize("method", ["sttm", "sttm-compat", "scissor"])
 def test_by_the_rule(method, amount, extra):
     torch.manual_seed(extra)
-    tokens, kept, ends, score = clip(GRIDS, extra), [], [], []
+    tokens, kept, ends, score, shares = clip(GRIDS, extra), [], [], [], []
     rows = vtok.plan(GRIDS, budget=amount.get("budget"))
     for (start, (_, h, w), x), k in zip(videos(tokens, GRIDS, extra), rows, strict=True):
-        into, opens, rank = scissor_rule(x, h, w, 0.4) if method == "scissor" else sttm_rule(x, h, w, 0.3, 0.4, method != "sttm")  # fmt: skip # noqa: E501
+        into, opens, rank, parts = scissor_rule(x, h, w, 0.4) if method == "scissor" else sttm_rule(x, h, w, 0.3, 0.4, method != "sttm")  # fmt: skip # noqa: E501
         some = first_k(rank, k) if "budget" in amount else sorted(opens)
         more = range(len(into), len(into) + extra)
         kept += [start + r for r in (*some, *more)]
         ends += [start + r if r >= 0 else -1 for r in (*joined(set(some), into), *more)]
         score += [*rank, *[torch.inf] * extra]
+        shares += [*parts, *[1.0] * extra]
     name, options = {
         "sttm": ("sttm", {"tree": 0.3}), "sttm-compat": ("sttm", {"tree": 0.3, "compat": "sttm"}),
         "scissor": ("scissor", {}),
@@ -224,8 +234,12 @@ def test_by_the_rule(method, amount, extra):
     assert packed.scores.nan_to_num(7).tolist() == torch.tensor(score).nan_to_num(7).tolist()
     assert packed.index.tolist() == kept
     assert packed.assignment.tolist() == [kept.index(end) if end >= 0 else -1 for end in ends]
+    shares = torch.tensor(shares)[:, None]
     for slot, value in enumerate(packed.values):
-        assert torch.allclose(value, tokens[packed.assignment == slot].mean(0), atol=1e-5, equal_nan=True)
+        mine = packed.assignment == slot
+        mean = (tokens[mine] * shares[mine]).sum(0) / shares[mine].sum()
+        assert torch.allclose(value, mean, atol=1e-5, equal_nan=True)
+    assert method != "sttm-compat" or shares.min() < 0.1
     assert torch.equal(packed.weight, (packed.assignment[:, None] == torch.arange(len(kept))).sum(0).float())
 
 
@@ -280,19 +294,25 @@ def test_weights_and_low_precision():
         assert packed.values.dtype == torch.bfloat16
         assert torch.allclose(packed.weight, torch.zeros(9).index_add(0, packed.assignment, sizes))
     assert compress(x.double(), budget=9, method="sttm").values.dtype == torch.float64
+    plain, sized = (
+        compress(x.double(), budget=9, method="sttm", compat="sttm", tree=0.0, weights=w) for w in (None, sizes)
+    )
+    assert torch.equal(sized.index, plain.index) and torch.equal(sized.shares, plain.shares * sizes)
+    assert torch.allclose(sized.weight, torch.zeros(9).index_add(0, sized.assignment, sizes))
 
 
 @pytest.mark.parametrize("amount", [{"budget": 9}, {"budget": "30%"}, {"threshold": 0.4}], ids=str)
-@pytest.mark.parametrize("method", ["sttm", "scissor"])
-def test_one_graph(method, amount):
+@pytest.mark.parametrize("method, options", [("sttm", {}), ("sttm", {"compat": "sttm"}), ("scissor", {})], ids=str)
+def test_one_graph(method, options, amount):
     torch._dynamo.reset()
-    call = lambda x: compress(x, method=method, **amount)  # noqa: E731
+    call = lambda x: compress(x, method=method, **options, **amount)  # noqa: E731
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         for shape in ((2, 3, 5, 7, 6), (3, 4, 6, 8, 6), (4, 2, 7, 5, 6)):  # pyramids of one height
             x = torch.randn(shape)
             packed, want = compiled(x), call(x)
             assert torch.equal(packed.index, want.index) and torch.equal(packed.assignment, want.assignment)
+            assert torch.equal(packed.values, want.values)
 
 
 def test_scissor_in_a_ragged_graph_and_sttm_not():

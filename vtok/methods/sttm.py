@@ -46,12 +46,13 @@ def sttm(
         tree: the least cosine of a node's children to it; the release uses 0.80 and 0.85.
         temporal: under a budget, the least cosine of linked nodes; the release uses 0.50 to 0.65, 0.65 is the default.
             Under a threshold that is it.
-        compat: "sttm" compares a cell at the odd border also with the first cell of its frame, as the release does,
-            so that it splits more often than the rule says.
+        compat: "sttm" for the release. It compares a cell at the odd border also with the first cell of its frame, so
+            that it splits more often than the rule says; and every node counts alike in a row, and every cell in the
+            one above it, however many tokens they have (``Packed.shares``).
 
-    A row is the mean of all its tokens, at its first node's top left token. Departs from the release in this: it finds
-    the true components, where the release's search stops early and leaves more rows; and every token counts alike,
-    where it has every node count alike unless told. Nodes are compared by means that are rounded to the tokens' dtype.
+    A row is the mean of all its tokens, at its first node's top left token. Departs from the release, but for
+    ``compat``, in this: it finds the true components, where the release's search stops early and leaves more rows; and
+    every token counts alike. Nodes are compared by means that are rounded to the tokens' dtype.
 
     Holds two to three copies of the tokens meanwhile. Inside a graph the height of the pyramid has to be known: dense
     tokens. Source: the released code of STTM.
@@ -61,7 +62,7 @@ def sttm(
     if goal.plan is None and temporal is not None:
         raise ValueError(f"method 'sttm': expected temporal under a budget, got {temporal} under a threshold")
     least = goal.threshold if goal.plan is None else TEMPORAL if temporal is None else temporal
-    node, values, within = quadtree(tokens, layout, tree, compat)
+    node, values, within, shares = quadtree(tokens, layout, tree, compat)
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     alike = likeness(values, layout)
     earlier, later = before(layout, node)
@@ -71,15 +72,20 @@ def sttm(
     into = torch.where(node != row, node, torch.where(linked | opens, earlier, first))
     score = ranked(alike, opens, node == row, within)
     index, cu_seqlens, counts = goal.choose(score, opens)
-    return Merged(index, joined(into, index, layout), cu_seqlens, counts, score)
+    if shares is not None and goal.sizes is not None:
+        shares = shares * goal.sizes
+    return Merged(index, joined(into, index, layout), cu_seqlens, counts, score, shares=shares)
 
 
-def quadtree(tokens: Tensor, layout: Layout, tree: float, compat: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def quadtree(
+    tokens: Tensor, layout: Layout, tree: float, compat: str | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The nodes of all frames.
 
     Returns:
         int64 [S], the row at the top left of the node that each row is in; [S, D], the mean of that node; float32 [S],
-        the cosine of each row to the mean of its two by two, 1 where it is in none.
+        the cosine of each row to the mean of its two by two, 1 where it is in none; and float32 [S], the part of each
+        row in that mean, or None without ``compat``.
     """
     levels, likenesses, bounds = _pyramid(tokens, layout), [], [0]
     for level in levels:
@@ -91,9 +97,9 @@ def quadtree(tokens: Tensor, layout: Layout, tree: float, compat: str | None = N
         splits = _mark(below.parent, (below.parent >= 0) & ~(alike >= tree), level.values.shape[0])
         if compat:
             alike = _cosines(level.values, ops.pack(below.values, level.frame_start))
-            splits = splits | (level.border & ~(alike >= tree))
+            splits = splits | ((level.children < 4) & ~(alike >= tree))
         nodes.append(~splits)
-    covers = None  # the cell of all levels that each cell of a level is in, or -1
+    covers = shares = None  # the cell of all levels that each cell of a level is in, or -1; its part in that
     for at in reversed(range(len(levels))):
         own = torch.arange(bounds[at], bounds[at + 1], dtype=torch.int64, device=tokens.device)
         if (whole := nodes[at]) is not None:
@@ -101,10 +107,16 @@ def quadtree(tokens: Tensor, layout: Layout, tree: float, compat: str | None = N
         if covers is not None:
             above = torch.nn.functional.pad(covers, (0, 1), value=-1)[levels[at].parent]  # -1 for no parent
             own = torch.where(above >= 0, above, own)
+        if compat:
+            part = torch.ones_like(own, dtype=torch.float32)
+            if shares is not None:
+                each = torch.nn.functional.pad(shares / levels[at + 1].children, (0, 1))[levels[at].parent]
+                part = torch.where(above >= 0, each, part)
+            shares = part
         covers = own
     values = ops.pack(torch.cat([level.values for level in levels]), covers)
     within = likenesses[0].float() if likenesses else torch.ones(layout.total, device=tokens.device)
-    return torch.cat([level.top for level in levels])[covers], values, within
+    return torch.cat([level.top for level in levels])[covers], values, within, shares
 
 
 @dataclass
@@ -114,7 +126,7 @@ class _Level:
     values: Tensor  # [n, D]
     top: Tensor  # int64 [n], the row at the top left
     parent: Tensor  # int64 [n], the cell of the next level, -1 for none
-    border: Tensor  # bool [n], whether it has fewer than four children
+    children: Tensor  # int64 [n], cells of the level below in it
     frame_start: Tensor  # int64 [n], the first cell of its frame one level below
 
 
@@ -122,7 +134,7 @@ def _pyramid(tokens: Tensor, layout: Layout) -> list[_Level]:
     start, frames, w = layout.cu_seqlens, layout.cu_frames.diff(), layout.width
     h = layout.tokens_per_frame // w
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
-    levels = [_Level(tokens, row, torch.full_like(row, -1), row < 0, row)]
+    levels = [_Level(tokens, row, torch.full_like(row, -1), torch.zeros_like(row), row)]
     for cells in _sizes(layout):
         level, goes_on, high, wide = levels[-1], (torch.maximum(h, w) > 2) & (h * w > 0), (h + 1) // 2, (w + 1) // 2
         next_start = torch.nn.functional.pad(torch.where(goes_on, frames * high * wide, 0).cumsum(0), (1, 0))
@@ -137,7 +149,7 @@ def _pyramid(tokens: Tensor, layout: Layout) -> list[_Level]:
         child = members[offsets[:-1]]  # the first one of each cell
         values, _ = ops.merge(level.values, members, offsets)
         levels.append(
-            _Level(values, level.top[child], torch.full_like(child, -1), offsets.diff() < 4, (cell - site)[child])
+            _Level(values, level.top[child], torch.full_like(child, -1), offsets.diff(), (cell - site)[child])
         )
         start, h, w = next_start, high, wide
     return levels
