@@ -267,3 +267,74 @@ def test_scissor_as_released_in_rounds_and_graphs(tmp_path):
             with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
                 fake = compress(torch.randn(shape), **amount, **settings)
                 assert (fake.values.shape, fake.assignment.shape) == (kept.values.shape, kept.assignment.shape)
+
+
+def as_flashvid_releases(x, size, counts, temporal):
+    """The rows of one video [T, n, D] of one scene, none selected, as FlashVID releases them; some of a frame."""
+    t, n, _ = x.shape
+    flat = x.flatten(0, 1)
+    unit = torch.nn.functional.normalize(flat, dim=-1).detach()
+    link = [-1] * n
+    for r in range(n, t * n):
+        alike = unit[r] @ unit[(r // n - 1) * n : r // n * n].T
+        link.append(int(alike.argmax()) + (r // n - 1) * n if alike.max() > temporal else -1)
+    whole, count = {r: size[r] * flat[r] for r in range(t * n)}, size.tolist()
+    for r in range(t * n - 1, -1, -1):  # a token adds all that it carries, and counts as one
+        if link[r] >= 0:
+            whole[link[r]], count[link[r]] = whole[link[r]] + whole[r], count[link[r]] + float(size[r])
+    rows = {}
+    for f, some in enumerate(counts):
+        heads = [r for r in range(f * n, (f + 1) * n) if link[r] < 0]
+        if some:
+            means = torch.stack([whole[r] / count[r] for r in heads])
+            centres = dense(means.detach(), some, 7)
+            into = torch.cdist(means.detach(), means[centres].detach()).argmin(1)
+            rows |= {heads[c]: means[into == j].mean(0) for j, c in enumerate(centres.tolist())}
+    return rows
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_flashvid_as_released(weighted, extra):
+    grids, budget = [(6, 3, 5), (0, 2, 2), (4, 2, 4)], [17, 0, 12]
+    tokens = []
+    for t, h, w in grids:
+        scene = torch.randn(max(t, 1), h * w, 16).double() / 2
+        scene = scene[:1] + scene * (torch.rand(len(scene), h * w, 1) < 0.8)
+        tokens += [scene[:t].flatten(0, 1), torch.randn(extra, 16).double()]
+    tokens = torch.cat(tokens).requires_grad_()
+    sizes = torch.rand(len(tokens)) + 0.5 if weighted else None
+    settings = {"extra_rows": extra, "budget": budget, "method": "flashvid", "segments": 1, "similarity": -1.0}
+    settings |= {"selected": 0.0, "temporal": 0.6, "weights": sizes}
+    packed, sane = (compress(tokens, grids, compat=compat, **settings) for compat in ("flashvid", None))
+    assert packed.as_released and packed.cu_seqlens.diff().tolist() == [k + extra for k in budget]
+    assert not torch.allclose(packed.values.sum(0), sane.values.sum(0), atol=1e-3)
+    want, size, counts = [], torch.ones(len(tokens)) if sizes is None else sizes, packed.frame_counts.tolist()
+    for v, (start, (t, _, _), x) in enumerate(videos(tokens, grids, extra)):
+        part, frames = slice(start, start + x.shape[0] * x.shape[1]), int(packed.layout.cu_frames[v])
+        rows = as_flashvid_releases(x, size[part].double(), counts[frames : frames + t], 0.6)
+        kept = packed.index[slice(*packed.cu_seqlens[v : v + 2].tolist())].tolist()
+        assert kept == [start + r for r in sorted(rows)] + [part.stop + e for e in range(extra)]
+        want += [rows[r] for r in sorted(rows)] + list(tokens[part.stop : part.stop + extra])
+    want, up = torch.stack(want), torch.randn(len(want), 16).double()
+    assert torch.allclose(packed.values, want, atol=1e-6)
+    got, expected = (torch.autograd.grad(y, tokens, up)[0] for y in (packed.values, want))
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_flashvid_chains_as_released():
+    settings = {"method": "flashvid", "compat": "flashvid", "segments": 1, "selected": 0.0}
+    x = torch.tensor([1.0, 2, 4])[:, None] * torch.ones(3, 2)
+    assert compress(x[None, :, None], budget=1, **settings).values.tolist() == [[3.5, 3.5]]
+    assert compress(x[None, :2, None], budget=1, **settings).values.tolist() == [[1.5, 1.5]]
+    one_graph(budget=7, **settings), one_graph(budget="30%", **settings)
+    for amount in AMOUNTS:
+        tokens, rows = clip(extra=1), {name: amount[name] for name in amount if name != "min_per_frame"}
+        packed = compress(tokens, GRIDS, extra_rows=1, **amount, **settings | {"selected": 0.3})
+        check(packed, vtok.plan(GRIDS, **rows), tokens, 1)
+        if amount == {"budget": "100%"}:
+            assert torch.equal(packed.values.nan_to_num(7), tokens.nan_to_num(7))
+    tokens = torch.randn(1, 6, 10, 8)
+    one = compress(tokens, budget=30, **settings)
+    two = compress(one.values, [(1, 1, 30)], budget=8, weights=one.weight, **settings)
+    assert torch.equal(one.then(two).values, two.values) and one.then(two).as_released

@@ -310,6 +310,7 @@ def test_errors():
         ("temporal >= 0", {"temporal": math.nan}),
         ("temporal >= 0", {"temporal": -0.5}),
         ("selected as a share", {"selected": 1.5}),
+        ("compat None or 'flashvid', got True", {"compat": True}),
     ]:
         with pytest.raises(ValueError, match=f"method 'flashvid': expected .*{text}"):
             flashvid(tokens, **({"budget": 6} | change if "threshold" not in change else change))

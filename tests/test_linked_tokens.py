@@ -294,9 +294,8 @@ def test_weights_and_low_precision():
         assert packed.values.dtype == torch.bfloat16
         assert torch.allclose(packed.weight, torch.zeros(9).index_add(0, packed.assignment, sizes))
     assert compress(x.double(), budget=9, method="sttm").values.dtype == torch.float64
-    plain, sized = (
-        compress(x.double(), budget=9, method="sttm", compat="sttm", tree=0.0, weights=w) for w in (None, sizes)
-    )
+    nodes = {"budget": 9, "method": "sttm", "compat": "sttm", "tree": 0.0}
+    plain, sized = (compress(x.double(), weights=w, **nodes) for w in (None, sizes))
     assert torch.equal(sized.index, plain.index) and torch.equal(sized.shares, plain.shares * sizes)
     assert torch.allclose(sized.weight, torch.zeros(9).index_add(0, sized.assignment, sizes))
 

@@ -35,8 +35,8 @@ class Packed:
         gap: float64 [], by how much the method's error is above the least one at most; None where none is promised.
         vectors: int64 [S, 2], (dy, dx) in pixels from each source row's patch to the block that it came from one step
             earlier, of dropped rows too; None where none were looked for.
-        as_released: whether ``values`` are what a release makes of the source rows, some of them in several output rows
-            (``compat`` of some methods). ``assignment`` and ``weight`` then name one for each; ``reduce`` refuses.
+        as_released: whether ``values`` are what a method's release makes of the source rows (``compat`` of some), which
+            no weights of ``assignment`` give. That and ``weight`` then tell one row of each; ``reduce`` refuses.
 
     positions, weight, assignment are made at the first access, without a sync.
     """

@@ -6,6 +6,7 @@ them, its head. On the device alone, without a sync.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ def merge_units(
     contextual: tuple[int, int] = (1, 1),
     neighbours: int = 7,
     blend: float = 0.0,
+    unit_values: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Merged:
     """Keep so many static and so many dynamic units of each frame; others join one that is kept, or go.
 
@@ -89,13 +91,18 @@ def merge_units(
     follow, alone, and then tokens of static units, by salience.
 
     ``quotas`` are int64 [F] each, no more than there are; ``blend`` is the least share of a centre in its row, below 1.
+    A unit is the mean of its tokens and a row that of all its tokens; with ``unit_values`` a unit is what that makes of
+    the rows [S, D] and the row each stands at int64 [S], and a row the mean of its units.
     """
     layout, bounds = goal.layout, frame_bounds(goal.layout)
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     k_static, k_dynamic = quotas
     k_cluster = part_of(k_dynamic, contextual)
     salient = best_of(salience, units.dynamic, bounds, k_dynamic - k_cluster)
-    x, _ = ops.merge(tokens, *ops.group(units.head, layout.total), as_weights(goal.sizes, tokens))
+    if unit_values is None:
+        x, _ = ops.merge(tokens, *ops.group(units.head, layout.total), as_weights(goal.sizes, tokens))
+    else:
+        x = unit_values(tokens, units.head)
     parts = [(k_static, units.static)] + [(k_cluster, units.dynamic & ~salient)] * bool(contextual[0])
     centre, rank = torch.full_like(row, -1), squashed(salience)
     for k, valid in parts:
@@ -112,7 +119,11 @@ def merge_units(
     assignment = torch.where(slot >= 0, slot, joined)
     core = (assignment >= 0) & (slot[units.head] == assignment)
     shares = pulled(assignment, core, goal.rows, blend, goal.sizes) if blend else None
-    return Merged(index, assignment, cu_seqlens, counts, score, shares=shares)
+    values = None
+    if unit_values is not None:
+        head, once = torch.where(slot >= 0, row, units.head), torch.where(unit | (slot >= 0), assignment, -1)
+        values = lambda rows: ops.merge(unit_values(rows, head), *ops.group(once, goal.rows))[0]  # noqa: E731
+    return Merged(index, assignment, cu_seqlens, counts, score, shares=shares, values=values)
 
 
 def pulled(

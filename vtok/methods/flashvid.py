@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import Merged, register
+from vtok.packed import as_weights, sum_members
 from vtok.units import (
     LARGEST,
     Units,
@@ -44,6 +46,7 @@ def flashvid(
     selected: float = 0.7,
     temporal: float = 0.8,
     neighbours: int = 7,
+    compat: str | None = None,
 ) -> Merged:
     """Cut each video into scenes; keep of each frame tokens that matter and differ, and merge the rest over time first.
 
@@ -63,14 +66,14 @@ def flashvid(
         selected: the release's alpha; a float is the decimal that it prints as.
         temporal: at least 0; at 1 nothing links.
         neighbours: how many the density looks at, the token itself among them, in [1, 64].
+        compat: "flashvid" for the means of the release: a chain adds the sum that a token carries but counts it as one,
+            so that 1, 2 and 4 have the mean 3.5, not 7/3, and a row is the mean of its chains whatever their length.
 
-    A row is the mean of all its tokens, whichever chains brought them. Departs from the release in this: its chains add
-    the sum that a token carries but count it as one, so that 1, 2 and 4 have the mean 3.5, here 7/3; it averages the
-    means of chains whatever their length; a scene of one frame clusters its selected tokens again, here nothing is used
-    twice; its counts are rounded up, here exactly the budget is kept; the groups of a whole video, not of a scene,
+    A row is the mean of all its tokens, whichever chains brought them, unless ``compat`` says otherwise. Departs from
+    the release in that, and in this: there a scene of one frame clusters its selected tokens again, here nothing is
+    used twice; its counts are rounded up, here exactly the budget is kept; the groups of a whole video, not of a scene,
     share what the selected tokens leave; densities get no noise, and look at 7 neighbours even where a frame has fewer
-    clusters. A group whose frame has no
-    cluster is dropped.
+    clusters. A group whose frame has no cluster is dropped.
 
     Source: the released code of FlashVID. It has no threshold. Copies the tokens several times, also as float32; what
     else ``spread`` needs are 4·n bytes for each row, n the sites of the largest frame.
@@ -78,6 +81,8 @@ def flashvid(
     plan, share = expect_budget("flashvid", goal), share_of("flashvid", "selected", selected)
     if segments < 1 or not temporal >= 0:
         raise ValueError(f"method 'flashvid': expected segments >= 1 and temporal >= 0, got {segments} and {temporal}")
+    if compat not in (None, "flashvid"):
+        raise ValueError(f"method 'flashvid': expected compat None or 'flashvid', got {compat!r}")
     drawn = None if attention is None else salience_of("flashvid", attention, tokens, layout)
     if layout.frames == 0:
         return without_frames(goal)
@@ -92,11 +97,15 @@ def flashvid(
     link = torch.where(alike > temporal, link, -1)
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
     cut = best_of(-alike, link >= 0, plan.segments, _missing(plan, chosen | free & (link < 0)))
-    head = ops.connected_components(row, torch.where(cut, -1, link), layout.total)
+    link = torch.where(cut, -1, link)
+    head = ops.connected_components(row, link, layout.total)
     groups = Units(layout, head, free & (head == row), torch.zeros_like(free))
     quotas, _ = groups.quotas(plan, chosen)
     units = Units(layout, head, groups.static, chosen)
-    return merge_units(tokens, goal, units, (quotas, k), weight, contextual=(0, 1), neighbours=neighbours)
+    return merge_units(
+        tokens, goal, units, (quotas, k), weight, contextual=(0, 1), neighbours=neighbours,
+        unit_values=partial(_chain_values, link=link, sizes=goal.sizes) if compat else None,
+    )  # fmt: skip
 
 
 def spread(x: Tensor, weight: Tensor, layout: Layout, k: Tensor, steps: int, widest: int) -> Tensor:
@@ -168,6 +177,14 @@ def _links(x: Tensor, scenes: Tensor, free: Tensor, layout: Layout) -> tuple[Ten
     best, target = ops.bipartite_match(ops.pack(x, both), frame_bounds(layout) * 2)
     link = at(both, target[::2])
     return torch.where(free, link, -1), best[::2]
+
+
+def _chain_values(rows: Tensor, head: Tensor, link: Tensor, sizes: Tensor | None) -> Tensor:
+    """[S, D], the release's: at each head the sum of its chain over the number of tokens that are it or link to it."""
+    row = torch.arange(rows.shape[0], dtype=torch.int64, device=rows.device)
+    means, whole = ops.merge(rows, *ops.group(head, rows.shape[0]), as_weights(sizes, rows))
+    counted = sum_members(torch.where((row == head) | (link == head), head, -1), rows.shape[0], sizes)
+    return (means * torch.where(counted > 0, whole / counted, 1)[:, None]).to(rows.dtype)
 
 
 def _missing(plan: Plan, rows: Tensor) -> Tensor:
