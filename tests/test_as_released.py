@@ -327,6 +327,10 @@ def test_flashvid_chains_as_released():
     x = torch.tensor([1.0, 2, 4])[:, None] * torch.ones(3, 2)
     assert compress(x[None, :, None], budget=1, **settings).values.tolist() == [[3.5, 3.5]]
     assert compress(x[None, :2, None], budget=1, **settings).values.tolist() == [[1.5, 1.5]]
+    pairs = torch.stack([torch.eye(3), 2 * torch.eye(3)])[None]
+    floor = compress(pairs, budget=3, min_per_frame=1, **settings)  # a token is kept out of the middle of its chain
+    late = floor.index[2]
+    assert floor.frame_counts.tolist() == [2, 1] and torch.equal(floor.values[2], pairs.flatten(0, 2)[late])
     one_graph(budget=7, **settings), one_graph(budget="30%", **settings)
     for amount in AMOUNTS:
         tokens, rows = clip(extra=1), {name: amount[name] for name in amount if name != "min_per_frame"}
