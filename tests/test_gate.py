@@ -217,6 +217,27 @@ def test_gradients_reach_the_pixels():
     assert (rows[packed.index] != 0).all() and not rows[~packed.mask].any()
 
 
+@pytest.mark.parametrize("amount", [{"budget": 7}, {"threshold": 0.3}, {"threshold": 0.3, "min_per_frame": 1}], ids=str)
+@pytest.mark.parametrize("method", [{}, {"search": 1, "reference": "previous"}, {"method": "rlt"}], ids=str)
+def test_frames_of_any_dtype_have_scores_of_one(tmp_path, amount, method):
+    """float64 too, whose distances are float64; what is saved is read again."""
+    frames = clip(videos=1, dtype=torch.float32) / 16
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        packed = gate_patches(frames.to(dtype), patch=4, **amount, **method)
+        assert packed.scores.dtype == torch.float32 and packed.values.dtype == dtype
+        packed.save(tmp_path / "packed.safetensors", overwrite=True)
+        assert torch.equal(vtok.Packed.load(tmp_path / "packed.safetensors").index, packed.index)
+    plain = gate_patches(frames.float(), patch=4, **amount, **method)
+    assert torch.equal(gate_patches(frames.double(), patch=4, **amount, **method).index, plain.index)
+
+
+def test_the_decision_is_no_part_of_the_gradient():
+    frames = torch.randn(1, 3, 2, 8, 8, requires_grad=True)
+    for amount in ({"budget": 7}, {"threshold": 0.1}):
+        packed = gate_patches(frames, patch=4, **amount)
+        assert packed.values.requires_grad and not packed.scores.requires_grad
+
+
 def test_relative_scores_of_the_release():
     score = torch.tensor([[[[math.inf, math.inf]], [[2.0, 4.0]], [[0.0, 0.0]]]])
     assert grt.relative(score).tolist() == [[[[1.0, 1.0]], [[0.5, 1.0]], [[0.0, 0.0]]]]

@@ -126,8 +126,8 @@ class PatchGate:
 
     def __call__(self, frames: Tensor, goal: Goal, threshold: float | None, state: Any = None) -> tuple[Packed, Any]:
         """What the goal keeps of frames that follow on ``state``, and the state after them."""
-        gated = self.method.call(frames, self.unit, self.tubelet, threshold, state, **self.options)
-        score = gated.score.flatten()
+        gated = self.method.call(frames.detach(), self.unit, self.tubelet, threshold, state, **self.options)
+        score = gated.score.flatten().to(torch.float32)
         index, cu_seqlens, counts = goal.choose(score, None if gated.keep is None else gated.keep.flatten())
         vectors = None if gated.vectors is None else gated.vectors.flatten(0, 3)
         values = self.write(frames, index, goal.layout, vectors)
