@@ -133,6 +133,35 @@ def test_floors_refresh_and_forced_steps():
     assert packed.frame_counts.tolist() == [6, 0, 0, 0, 6, 6]
 
 
+@pytest.mark.parametrize(
+    "amount", [{"budget": 9}, {"threshold": 0.5}, {"budget": 9, "search": 1}, {"threshold": 0.5, "search": 1}], ids=str
+)
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"refresh": -1}, "refresh of at least 0, got -1"),
+        ({"reference": "kept"}, "reference 'previous' or 'last_kept', got 'kept'"),
+        ({"forced": torch.zeros(1, 4).bool()}, r"forced as bool \(2, 4\) or \(2, 4, 3, 2\), got .* \(1, 4\)"),
+        ({"forced": torch.zeros(2, 4, 1, 1).bool()}, r"got torch.bool \(2, 4, 1, 1\)"),
+        ({"forced": torch.zeros(2, 4)}, r"got torch.float32 \(2, 4\)"),
+        ({"forced": [0]}, "got list"),
+    ],
+)  # fmt: skip
+def test_options_of_grt_are_checked_whichever_op_runs(amount, change, text):
+    reference = {"reference": "previous"} if "search" in amount else {}
+    with pytest.raises(ValueError, match=f"method 'grt': expected .*{text}"):
+        gate_patches(clip(), patch=4, **(amount | reference | change))
+
+
+@pytest.mark.parametrize("search", [0, 1])
+def test_a_threshold_beyond_every_number_keeps_what_is_kept_anyhow(search):
+    forced = torch.tensor([[0, 0, 0, 1, 0, 0]]).bool()
+    packed = gate_patches(
+        clip(videos=1, steps=6), patch=4, threshold=1e300, reference="previous", refresh=2, forced=forced, search=search
+    )
+    assert packed.frame_counts.tolist() == [6, 0, 6, 6, 6, 0]
+
+
 def test_capacity_shows_what_it_had_no_room_for():
     packed = gate_patches(clip(), patch=4, threshold=0, capacity=11)
     assert packed.index.shape == (11,) and packed.counts.tolist() == [9, 9]

@@ -47,6 +47,7 @@ def grt(
     compute embeddings for the kept patches but carry the others on, so that nothing gets shorter; here the kept ones
     are packed. Scores are distances; the release divides them by the largest of their frame, see ``relative``.
     """
+    check(frames, patch, tubelet, reference, refresh, forced)
     if search:
         return compensated(frames, patch, tubelet, threshold, state, metric, reference, refresh, forced, search, bias)
     if threshold is None:
@@ -78,7 +79,26 @@ def compensated(
     ranked = first_of_all(score, refresh, forced, seen)
     if threshold is None:
         return Gated(ranked, vectors=vectors)
-    return Gated(score, ranked > threshold, [frames[:, -tubelet:].clone(), seen + count], vectors)
+    keep = (score > threshold) | (ranked == math.inf)  # also of a threshold that is +inf in float32
+    return Gated(score, keep, [frames[:, -tubelet:].clone(), seen + count], vectors)
+
+
+def check(
+    frames: Tensor, patch: tuple[int, int], tubelet: int, reference: str, refresh: int, forced: Tensor | None
+) -> None:
+    """What ``motion_gate`` would refuse, also where another op runs."""
+    if reference not in ("previous", "last_kept"):
+        raise ValueError(f"method 'grt': expected reference 'previous' or 'last_kept', got {reference!r}")
+    if refresh < 0:
+        raise ValueError(f"method 'grt': expected refresh of at least 0, got {refresh}")
+    if forced is None:
+        return
+    videos, count, _, height, width = frames.shape
+    steps = (videos, count // tubelet)
+    sites = (*steps, height // patch[0], width // patch[1])
+    if not isinstance(forced, Tensor) or forced.dtype != torch.bool or forced.shape not in (steps, sites):
+        got = f"{forced.dtype} {tuple(forced.shape)}" if isinstance(forced, Tensor) else type(forced).__name__
+        raise ValueError(f"method 'grt': expected forced as bool {steps} or {sites}, got {got}")
 
 
 def first_of_all(score: Tensor, refresh: int, forced: Tensor | None, seen: Tensor | None = None) -> Tensor:
