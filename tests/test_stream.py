@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import combinations
 
 import pytest
@@ -189,6 +191,84 @@ def test_the_state_can_be_kept(tmp_path):
     assert first.layout.total == 2 * 2 * 6
     with pytest.raises(ValueError, match="expected what state_dict"):
         other.load_state_dict({"step": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("settings", [{}, {"search": 1, "reference": "previous"}], ids=str)
+def test_the_state_of_frames_in_any_memory_order_can_be_kept(settings):
+    """Decoders give [B, T, H, W, C]; safetensors take dense tensors alone."""
+    from safetensors.torch import load, save
+
+    x = moving().movedim(2, -1).contiguous().movedim(-1, 2)
+    stream, other = (Stream(patch=4, threshold=20.0, tubelet=2, **settings) for _ in range(2))
+    stream.push(x[:, :5])
+    other.load_state_dict(load(save(stream.state_dict())))
+    assert same(rows_of([other.push(x[:, 5:])], 2), rows_of([stream.push(x[:, 5:])], 2))
+
+
+@pytest.mark.parametrize("settings", [{"tubelet": 2}, {"search": 1, "reference": "previous"}], ids=str)
+def test_a_stream_lets_go_of_what_had_a_gradient(settings):
+    """What went by is freed, though each chunk follows on the state of the one before."""
+    stream, seen = Stream(patch=4, threshold=0.1, **settings), []
+    for _ in range(4):
+        chunk = torch.rand(1, 3, 2, 8, 8, requires_grad=True)
+        seen.append(weakref.ref(chunk))
+        packed = stream.push(chunk)
+        assert packed.values.requires_grad
+    del chunk, packed
+    gc.collect()
+    assert [ref() is None for ref in seen[:-1]] == [True] * 3
+    assert not any(tensor.requires_grad for name, tensor in stream.state_dict().items() if name != "pending")
+
+
+def test_what_waits_has_its_gradient():
+    frames = torch.rand(1, 5, 2, 8, 8, requires_grad=True)
+    stream = Stream(patch=4, threshold=0.0, tubelet=2)
+    pieces = [stream.push(part) for part in chunks(frames, (1, 4))]
+    sum(piece.values.sum() for piece in pieces).backward()
+    assert (frames.grad[:, :4] != 0).all() and not frames.grad[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    "settings, wrong",
+    [
+        ({"patch": 4, "threshold": 20.0}, lambda x: x[..., :7]),
+        ({"patch": 4, "threshold": 20.0}, lambda x: x.int()),
+        ({"patch": 4, "threshold": 20.0}, lambda x: x[0]),
+        ({"patch": 4, "window": 2, "budget": 3}, lambda x: x[..., :7]),
+    ],
+)
+def test_a_chunk_that_is_refused_leaves_no_trace(settings, wrong):
+    x, stream, plain = moving(), Stream(**settings), Stream(**settings)
+    with pytest.raises((ValueError, RuntimeError)):
+        stream.push(wrong(x[:, :4]))
+    assert stream.state_dict() == {}
+    assert same(rows_of([stream.push(x[:, :4])], 2), rows_of([plain.push(x[:, :4])], 2))
+
+
+def test_an_error_in_the_middle_leaves_the_stream_as_it_was(monkeypatch):
+    x, stream = moving(), Stream(patch=4, threshold=20.0, tubelet=2)
+    first = stream.push(x[:, :5])
+    before = stream.state_dict()
+    with monkeypatch.context() as broken:
+        broken.setattr("vtok.gate.PatchGate.write", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError):
+            stream.push(x[:, 5:])
+    assert before.keys() == stream.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stream.state_dict().items())
+    whole = gate_patches(x, patch=4, threshold=20.0, tubelet=2)
+    assert same(rows_of([first, stream.push(x[:, 5:])], 2), rows_of([whole], 2))
+
+
+def test_rows_to_reset_are_those_of_the_batch():
+    stream = Stream(patch=4, threshold=20.0)
+    stream.push(moving(videos=3))
+    stream.reset([])
+    stream.reset((0, 2))
+    assert stream.state_dict()["step"].tolist() == [0, 12, 0]
+    for wrong in ([3], [-1], [1.5], [True], torch.tensor([True, False, True])):
+        with pytest.raises((ValueError, TypeError), match="expected videos"):
+            stream.reset(wrong)
+    assert stream.state_dict()["step"].tolist() == [0, 12, 0]
 
 
 def test_memory_does_not_grow():

@@ -44,7 +44,7 @@ class RunScan:
         chunk = Layout.uniform(videos, frames, h, w, device=x.device)
         state = self._blank(chunk, rows) if state is None else state
         keep, _, gate_rows, gate_weight, seen = ops.temporal_gate(
-            rows, chunk.cu_seqlens, chunk.tokens_per_frame, chunk.sites, self.threshold,
+            rows.detach(), chunk.cu_seqlens, chunk.tokens_per_frame, chunk.sites, self.threshold,
             reference=self.reference, refresh=self.refresh,
             state_rows=state["rows"], state_weight=state["length"], state_step=state["seen"],
         )  # fmt: skip

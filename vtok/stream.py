@@ -11,7 +11,7 @@ from torch import Tensor
 from vtok import methods
 from vtok.compress import compress, make_goal
 from vtok.gate import PatchGate, gate_patches
-from vtok.layout import whole_number
+from vtok.layout import upload, whole_number
 from vtok.packed import Packed
 from vtok.run_scan import SCANS, RunScan, State
 
@@ -64,15 +64,20 @@ class Stream:
 
         Returns Packed of what is decided: of this chunk's whole steps, or, with a window, of every window that is now
         full, each a video of its own, a video's windows side by side. ``index`` counts the rows of that piece;
-        ``positions`` hold the time since the stream began, or since its row was reset. T may be 0. Never syncs.
+        ``positions`` hold the time since the stream began, or since its row was reset; ``run_lengths`` end with the
+        piece, for what comes next is not known. T may be 0. Where it raises, the stream stays as it was. Never syncs.
         """
         self._expect_alike(x)
+        chunk = x
         if self._pending is not None:
             x = torch.cat([self._pending, x], 1)
         step = self.window or self.tubelet
         whole = x.shape[1] // step * step
-        self._pending = x[:, whole:].clone()  # not a view, which would hold the chunk
-        return self._take(x[:, :whole], step)
+        packed = self._take(x[:, :whole], step)
+        last = chunk if whole else x  # what waits after whole steps is of this chunk alone, its gradient too
+        waiting = last[:, last.shape[1] - (x.shape[1] - whole) :]
+        self._pending = waiting.clone(memory_format=torch.contiguous_format)  # not a view, which would hold the chunk
+        return packed
 
     def flush(self) -> Packed:
         """The rows of what still waits; then the stream begins anew. A step is filled up with its last frame."""
@@ -88,7 +93,7 @@ class Stream:
     def reset(self, videos: Sequence[int] | None = None) -> None:
         """Begin anew: all videos, or the given rows of the batch, which then begin between two chunks.
 
-        What is open at their sites is forgotten, not returned.
+        What is open at their sites is forgotten, not returned. ValueError for a row that the batch does not have.
         """
         if videos is None:
             self._pending, self._step, self._state = None, None, None
@@ -97,8 +102,12 @@ class Stream:
             raise ValueError(f"expected no frames waiting at a reset of single videos, got {self._pending.shape[1]}")
         if self._step is None:
             return
+        given = videos.tolist() if isinstance(videos, Tensor) else videos
+        chosen = [whole_number("videos", video, least=0) for video in given]
+        if chosen and max(chosen) >= self._step.shape[0]:
+            raise ValueError(f"expected videos in [0, {self._step.shape[0]}), got {max(chosen)}")
         rows = torch.zeros_like(self._step, dtype=torch.bool)
-        rows[list(videos)] = True
+        rows[upload(chosen, rows.device)] = True
         self._step = self._step.masked_fill(rows, 0)
         if self._state is not None:
             self._state["seen"] = self._state["seen"].masked_fill(rows, 0)
@@ -135,23 +144,25 @@ class Stream:
     def _take(self, x: Tensor, step: int, closing: bool = False) -> Packed:
         """Decide about whole steps or windows."""
         videos, frames = x.shape[:2]
-        begin = x.new_zeros(videos, dtype=torch.int64) if self._step is None else self._step
-        self._step = begin + frames // self.tubelet
+        start = x.new_zeros(videos, dtype=torch.int64) if self._step is None else self._step
+        packed, state = self._decide(x, step, start, closing)
+        self._step, self._state = start + frames // self.tubelet, state  # both or, where that raised, neither
+        return packed
+
+    def _decide(self, x: Tensor, step: int, begin: Tensor, closing: bool) -> tuple[Packed, State | None]:
+        """The rows of frames that begin at the times int64 [B], and the state after them."""
         if self._runs is not None:
-            packed, self._state = self._runs(x, self._state, begin, closing)
-            return packed
+            return self._runs(x, self._state, begin, closing)
         if self._gate is not None:
             goal = make_goal(self._gate.layout(x), None, None, **self._amount)
             before = self._state and [self._state["reference"], self._state["seen"]]
             packed, after = self._gate(x, goal, self._amount["threshold"], before)
-            self._state = dict(zip(("reference", "seen"), after, strict=True))
-        else:
-            pieces = frames // step
-            x = x.reshape(videos * pieces, step, *x.shape[2:])
-            packed = (gate_patches if self.gates else compress)(x, method=self.method, **self.settings)
-            own = torch.arange(pieces, dtype=torch.int64, device=x.device) * (step // self.tubelet)
-            begin = (begin[:, None] + own).flatten()
-        return _moved(packed, begin)
+            return _moved(packed, begin), dict(zip(("reference", "seen"), after, strict=True))
+        pieces = x.shape[1] // step
+        x = x.reshape(x.shape[0] * pieces, step, *x.shape[2:])
+        packed = (gate_patches if self.gates else compress)(x, method=self.method, **self.settings)
+        own = torch.arange(pieces, dtype=torch.int64, device=x.device) * (step // self.tubelet)
+        return _moved(packed, (begin[:, None] + own).flatten()), None
 
 
 def _moved(packed: Packed, begin: Tensor) -> Packed:

@@ -79,8 +79,9 @@ def compensated(
     ranked = first_of_all(score, refresh, forced, seen)
     if threshold is None:
         return Gated(ranked, vectors=vectors)
+    after = frames[:, -tubelet:].clone(memory_format=torch.contiguous_format)
     keep = (score > threshold) | (ranked == math.inf)  # also of a threshold that is +inf in float32
-    return Gated(score, keep, [frames[:, -tubelet:].clone(), seen + count], vectors)
+    return Gated(score, keep, [after, seen + count], vectors)
 
 
 def check(
