@@ -379,6 +379,17 @@ def test_stream_writes_the_pictures(tmp_path, capfd, clip):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"sheet.png", "preview.mp4"}
 
 
+@pytest.mark.parametrize("fps", ["1000", "23.97602397", "3"])
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["whole", "stream"])
+def test_the_preview_plays_as_long_as_the_clip(tmp_path, capfd, stream, fps):
+    path = save(tmp_path / "a.mkv", moving_square(40), 12)
+    code, _, complaint = vtok_run(capfd, "compress", path, *stream, "--fps", fps, "--out", tmp_path / "out")
+    assert (code, complaint) == (0, "")
+    with av.open(str(tmp_path / "out" / "preview.mp4")) as container:
+        seconds = container.duration / 1_000_000
+    assert seconds == pytest.approx(40 / 12, rel=0.1)
+
+
 def test_existing_outputs_stay_without_force(tmp_path, capfd, clip):
     out = tmp_path / "out"
     out.mkdir()

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -317,15 +318,17 @@ def _follow(
                 source, fps=rate, size=size, patch=patch, method=method, amount=amount, device=device,
                 account=account, progress=progress,
             )  # fmt: skip
+            pieces = chain([next(pieces)], pieces)  # the first one tells the rate
             shown = ({"original": p.frames, "kept": p.shown, "rebuilt": p.rebuilt} for p in pieces)
-            video.write(stage / "preview.mp4", (picture for panels in shown for picture in preview(panels)), rate)
+            pictures = (picture for panels in shown for picture in preview(panels))
+            video.write(stage / "preview.mp4", pictures, account.rate)
         if account.problem:
             print(f"vtok: {account.problem}; went on with the frames before", file=sys.stderr)
         labels = [(f"{time:.2f} s", f"kept {kept} of {sites}") for time, kept, sites, _ in account.cells]
         facts = f"{account.frames} frames  ·  {account.tokens:,} tokens in, {account.rows:,} rows out  ·  "
         facts += f"PSNR rebuilt: {account.psnr:.1f} dB"
-        pictures = torch.stack([picture for *_, picture in account.cells])
-        sheet(pictures, labels, f"{source.name}  ·  {method}, streamed", facts).save(stage / "sheet.png", optimize=True)
+        cells = torch.stack([picture for *_, picture in account.cells])
+        sheet(cells, labels, f"{source.name}  ·  {method}, streamed", facts).save(stage / "sheet.png", optimize=True)
     except (video.VideoError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise Problem(str(error).partition("\n")[0] or type(error).__name__) from error
     return account

@@ -46,6 +46,7 @@ class Account:
     error: float = 0.0  # sum of squares
     values: int = 0
     size: tuple[int, int] = (0, 0)
+    rate: Fraction = Fraction(1)  # frames per second to play them at, that of the first chunk
     problem: str | None = None
     cells: list[tuple[float, int, int, Tensor]] = field(default_factory=list)  # time, kept, of, picture
     step: int = 1  # frames from one cell to the next
@@ -56,6 +57,7 @@ class Account:
 
     def add(self, clip: video.Clip, packed: Packed, piece: Piece) -> None:
         counts = kept_per_frame(piece.frames, packed)
+        self.rate = self.rate if self.frames else clip.rate
         for i, kept in enumerate(counts):
             if (self.frames + i) % self.step == 0:
                 self.cells.append((clip.times[i], kept, packed.layout.total // len(counts), piece.shown[i]))
