@@ -238,6 +238,23 @@ def test_a_graph_of_any_size():
             assert torch.equal(compiled(frames, budget), gate_patches(frames, patch=4, budget=budget).values)
 
 
+@pytest.mark.parametrize("mode", ["motion", "uniform", "center"])
+def test_residualvit_in_a_graph(mode):
+    """Its own budget is counted outside; the patterns, host arithmetic, make a graph for each size of frame."""
+    settings = {"patch": 4, "method": "residualvit", "mode": mode}
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, plan: gate_patches(x, budget=plan, **settings).values, fullgraph=True, dynamic=True, backend="eager"
+    )
+    for videos, steps, high, wide in [(2, 4, 3, 2), (3, 7, 3, 2), (2, 5, 4, 6)]:
+        frames, grid = clip(videos, steps, high, wide), (steps, high, wide)
+        own = [methods.get("residualvit").budget(grid)] * videos
+        plan = vtok.Plan.of(vtok.Layout.uniform(videos, *grid), budget=own)
+        assert torch.equal(compiled(frames, plan), gate_patches(frames, **settings).values)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="expected a budget inside a graph"):
+        compiled(frames, None)
+
+
 def test_gradients_reach_the_pixels():
     frames = torch.randn(1, 3, 2, 8, 8, requires_grad=True)
     packed = gate_patches(frames, patch=4, budget=7, std=[0.5, 0.25])

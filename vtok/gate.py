@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtok import methods, ops
-from vtok.compress import make_goal
+from vtok.compress import make_goal, own_budget
 from vtok.decide import Goal
 from vtok.layout import Layout, whole_number
 from vtok.packed import Packed
@@ -67,15 +67,16 @@ def gate_patches(
         ValueError, TypeError or RuntimeError, before anything runs: sizes that do not divide, impossible budgets, a
         threshold that is negative or no number, another method's options.
 
-    Never syncs. Reads the frames once to score them, and the kept patches once more to write them.
+    Never syncs, and compiles with ``fullgraph=True, dynamic=True``; lists, floors and a method's own budget then need a
+    Plan made outside. Reads the frames once to score them, and the kept patches once more to write them.
     """
     patches = PatchGate.of(
         patch=patch, method=method, tubelet=tubelet, merge_size=merge_size, residual=residual,
         mean=mean, std=std, dtype=dtype, order=order, **options,
     )  # fmt: skip
     layout = patches.layout(frames)
-    if budget is None and total_budget is None and threshold is None:
-        budget = patches.method.rows_of_each_frame(layout.grids, options)
+    if budget is None and total_budget is None and threshold is None and patches.method.budget:
+        budget = own_budget(layout, patches.method, options)
     goal = make_goal(layout, budget, total_budget, threshold, capacity, min_per_frame)
     return patches(frames, goal, threshold)[0]
 

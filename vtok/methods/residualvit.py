@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtok import ops, patterns
-from vtok.layout import upload
+from vtok.layout import constant_in_graph, upload
 from vtok.methods import Gated, register
 
 MODES = ("motion", "uniform", "center", "random", "map")
@@ -68,13 +69,21 @@ def residualvit(
     elif mode == "random":
         score = _expected("noise", noise, grid).float()
     elif mode in MODES:
-        kept = patterns.residualvit_count(h * w, drop) if h * w else 0
-        sites = patterns.uniform(h * w, kept) if mode == "uniform" else patterns.center(h, w, kept, compat=compat)
+        # Host arithmetic: inside a graph it fixes the size of a frame, and a symbolic float becomes a constant.
+        h, w = operator.index(h), operator.index(w)
+        sites = pattern(mode, h, w, float.fromhex(float(drop).hex()), compat)
         score = torch.zeros(h * w, device=frames.device).index_fill(0, upload(sites, frames.device), 1)
         score = score.view(h, w).expand(grid)
     else:
         raise ValueError(f"method 'residualvit': expected mode among {MODES}, got {mode!r}")
     return Gated(score.masked_fill(whole[:, None, None], math.inf))
+
+
+@constant_in_graph
+def pattern(mode: str, h: int, w: int, drop: float, compat: str | None) -> list[int]:
+    """The sites of a frame that "uniform" and "center" keep."""
+    kept = patterns.residualvit_count(h * w, drop) if h * w else 0
+    return patterns.uniform(h * w, kept) if mode == "uniform" else patterns.center(h, w, kept, compat=compat)
 
 
 def _grid(frames: Tensor, patch: tuple[int, int], tubelet: int) -> tuple[int, int, int, int]:
