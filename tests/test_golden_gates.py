@@ -101,6 +101,7 @@ def test_residualvit_clips_and_errors():
     errors = {
         "expected mode among": {"mode": "much"}, "expected a budget or none": {"threshold": 1.0},
         "expected magnitude of shape": {"mode": "map"}, "expected noise of shape": {"mode": "random"},
+        "expected clip of at least 1, got 0": {"clip": 0, "budget": 50},
     }  # fmt: skip
     for text, change in errors.items():
         with pytest.raises(ValueError, match=text):

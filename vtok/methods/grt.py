@@ -45,7 +45,9 @@ def grt(
 
     Source: the released gates of Gated Residual Tokenization. They compare normalised pixels in the model's dtype and
     compute embeddings for the kept patches but carry the others on, so that nothing gets shorter; here the kept ones
-    are packed. Scores are distances; the release divides them by the largest of their frame, see ``relative``.
+    are packed. Distances add up in float32; the LLaVA releases take "l2" in the model's dtype. Scores are distances;
+    the release divides them by the largest of their frame, see ``relative``. There a negative threshold means to keep
+    everything; here it is an error.
     """
     check(frames, patch, tubelet, reference, refresh, forced)
     if search:
@@ -114,7 +116,10 @@ def first_of_all(score: Tensor, refresh: int, forced: Tensor | None, seen: Tenso
 
 
 def relative(score: Tensor) -> Tensor:
-    """The release's scores [B, T', h, w]: each distance over the largest of its step; 1 in a first step."""
+    """The release's scores [B, T', h, w]: each distance over the largest of its step; 1 in a first step.
+
+    Divided by 1e-12 at least, as the LLaVA releases do; the Qwen2.5-VL release says 1e-6.
+    """
     most = score.amax((2, 3), keepdim=True)
     return torch.where(most.isinf(), 1, score / most.clamp(min=1e-12))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtok import ops, patterns
-from vtok.layout import constant_in_graph, upload
+from vtok.layout import constant_in_graph, upload, whole_number
 from vtok.methods import Gated, register
 
 MODES = ("motion", "uniform", "center", "random", "map")
@@ -60,7 +60,7 @@ def residualvit(
         raise ValueError("method 'residualvit': expected a budget or none, got a threshold")
     videos, steps, h, w = grid = _grid(frames, patch, tubelet)
     whole = torch.zeros(steps, dtype=torch.bool, device=frames.device)
-    whole[::clip] = True
+    whole[:: whole_number("clip", clip, least=1)] = True
     if mode == "motion":
         score = ops.patch_motion(frames, list(patch), tubelet, metric="l2", span="whole").float()
     elif mode == "map":
