@@ -18,7 +18,7 @@ from PIL import Image
 
 import vtok
 from vtok import cli, follow, info, trial, video
-from vtok.draw import Grid, draw, preview, spread
+from vtok.draw import DIM, Grid, draw, preview, residuals, spread
 
 from rooms import ROOT
 
@@ -349,6 +349,8 @@ def test_a_stream_in_chunks_is_the_clip(monkeypatch, clip, method, amount):
         result = trial.run(whole.frames, PATCH, amount, method, torch.device("cpu"))
         assert torch.equal(torch.cat([piece.rebuilt for piece in pieces]), result.rebuilt)
         assert account.rows == result.rows and account.psnr == pytest.approx(result.psnr[method])
+        added = residuals(whole.frames, result.rebuilt, result.packed, patch=PATCH)
+        assert torch.equal(torch.cat([piece.added for piece in pieces]), added)
     else:
         assert account.rows == sum(min(40, len(p.frames) * account.tokens // account.frames) for p in pieces)
 
@@ -388,6 +390,26 @@ def test_the_preview_plays_as_long_as_the_clip(tmp_path, capfd, stream, fps):
     with av.open(str(tmp_path / "out" / "preview.mp4")) as container:
         seconds = container.duration / 1_000_000
     assert seconds == pytest.approx(40 / 12, rel=0.1)
+
+
+@pytest.mark.parametrize("method, count", [("grt", 4), ("rlt", 4), ("residualvit", 4), ("dtd_pixel", 4), ("evs", 3)])
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["whole", "stream"])
+def test_a_gates_preview_shows_residuals(tmp_path, capfd, clip, stream, method, count):
+    code, _, _ = vtok_run(capfd, "compress", clip, *stream, "--method", method, "--out", tmp_path / "out")
+    assert code == 0
+    with av.open(str(tmp_path / "out" / "preview.mp4")) as container:
+        assert panels(next(container.decode(video=0)).to_ndarray(format="rgb24")) == count
+
+
+def test_residuals_are_what_each_kept_patch_adds():
+    frames = torch.randint(0, 256, (5, 16, 32, 3), dtype=torch.uint8)
+    frames[:, :, :16] = frames[:1, :, :16].clone()
+    packed = vtok.gate_patches(trial.normalised(frames), patch=16, threshold=0.0)
+    rebuilt = trial.unpatchify(packed, packed.values, frames.shape, 16)
+    added = residuals(frames, rebuilt, packed, patch=16)
+    assert torch.equal(added[0], frames[0]) and (added[1:, :, :16] == round(128 * DIM)).all()
+    moved = ((frames[1:, :, 16:].int() - frames[:-1, :, 16:].int()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(added[1:, :, 16:], moved)
 
 
 def test_existing_outputs_stay_without_force(tmp_path, capfd, clip):

@@ -319,8 +319,7 @@ def _follow(
                 account=account, progress=progress,
             )  # fmt: skip
             pieces = chain([next(pieces)], pieces)  # the first one tells the rate
-            shown = ({"original": p.frames, "kept": p.shown, "rebuilt": p.rebuilt} for p in pieces)
-            pictures = (picture for panels in shown for picture in preview(panels))
+            pictures = (picture for piece in pieces for picture in preview(piece.panels))
             video.write(stage / "preview.mp4", pictures, account.rate)
         if account.problem:
             print(f"vtok: {account.problem}; went on with the frames before", file=sys.stderr)

@@ -61,15 +61,20 @@ def _edged(frames: Tensor, packed: Packed, patch: int | None) -> Tensor:
     return (frames * (1 - share) + torch.tensor(ACCENT) * share).round().to(torch.uint8)
 
 
-def residuals(frames: Tensor, rebuilt: Tensor, packed: Packed, *, patch: int | None = None) -> Tensor:
+def residuals(
+    frames: Tensor, rebuilt: Tensor, packed: Packed, *, patch: int | None = None, before: Tensor | None = None
+) -> Tensor:
     """What each kept patch adds to the clip as ``rebuilt`` from the ones before it: grey is nothing, dropped is dark.
 
-    Both uint8 (T, H, W, 3); so is the result, on the CPU. A first frame, which adds everything, is as it is.
+    Both uint8 (T, H, W, 3); so is the result, on the CPU. A first frame, which adds everything, is as it is, unless it
+    follows on ``before``, uint8 (H, W, 3), the rebuilt frame of the piece before.
     """
     frames, rebuilt = frames.cpu(), rebuilt.cpu()
-    added = ((frames[1:].int() - rebuilt[:-1].int()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+    earlier = rebuilt[:-1] if before is None else torch.cat([before.cpu()[None], rebuilt[:-1]])
+    opening = len(frames) - len(earlier)
+    added = ((frames[opening:].int() - earlier.int()) / 2 + 128).clamp(0, 255).to(torch.uint8)
     kept = _per_pixel(frames, packed.mask.cpu(), patch)[..., None]
-    return torch.where(kept, torch.cat([frames[:1], added]), round(128 * DIM))
+    return torch.where(kept, torch.cat([frames[:opening], added]), round(128 * DIM))
 
 
 def kept_per_frame(frames: Tensor, packed: Packed) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtok import methods, trial, video
-from vtok.draw import draw, kept_per_frame
+from vtok.draw import draw, kept_per_frame, residuals
 from vtok.rebuild import rebuild_patches
 from vtok.stream import Stream
 
@@ -28,11 +28,20 @@ CELLS = 24  # of the contact sheet
 
 @dataclass(frozen=True)
 class Piece:
-    """Some frames, as they were, what was kept of them, and as they are rebuilt: uint8 (T, H, W, 3)."""
+    """Some frames, as they were, what was kept of them, as they are rebuilt, and, of gates, what each kept patch adds.
+
+    All uint8 (T, H, W, 3).
+    """
 
     frames: Tensor
     shown: Tensor
     rebuilt: Tensor
+    added: Tensor | None = None
+
+    @property
+    def panels(self) -> dict[str, Tensor]:
+        named = {"original": self.frames, "kept": self.shown, "rebuilt": self.rebuilt}
+        return named if self.added is None else named | {"residuals": self.added}
 
 
 @dataclass
@@ -92,7 +101,7 @@ def follow(
     carried = gates and "threshold" in amount
     settings: dict[str, Any] = {"patch": patch} if gates else {}
     stream = Stream(method, window=None if carried else CHUNK, **settings, **amount)
-    held: Tensor | None = None
+    held = before = None
     for clip in video.chunks(path, fps=fps, size=size, patch=patch, frames=CHUNK, progress=progress):
         frames = clip.frames.to(device)
         packed = stream.push(trial.normalised(frames) if gates else trial.patchify(frames, patch))
@@ -106,7 +115,9 @@ def follow(
         else:
             rebuilt = rebuild_patches(packed, patch=patch, before=held)
             pixels, held = trial.levels(rebuilt), rebuilt[:, -1:]
-        piece = Piece(clip.frames, draw(clip.frames, packed, patch=patch), pixels.cpu())
+        pixels = pixels.cpu()
+        added = residuals(clip.frames, pixels, packed, patch=patch, before=before) if gates else None
+        piece, before = Piece(clip.frames, draw(clip.frames, packed, patch=patch), pixels, added), pixels[-1]
         account.add(clip, packed, piece)
         yield piece
 
