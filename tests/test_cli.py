@@ -371,6 +371,7 @@ def test_the_sheet_of_a_long_stream_stays_one_page():
         clip = video.Clip(frames, [0.0] * 7, *size, 7)
         account.add(clip, packed, follow.Piece(frames, frames, frames))
     assert account.frames == 280 and len(account.cells) == 280 // account.step + 1 <= follow.CELLS
+    assert {picture.untyped_storage().nbytes() for *_, picture in account.cells} == {8 * 8 * 3}
 
 
 def test_stream_writes_the_pictures(tmp_path, capfd, clip):

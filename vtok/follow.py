@@ -69,7 +69,8 @@ class Account:
         self.rate = self.rate if self.frames else clip.rate
         for i, kept in enumerate(counts):
             if (self.frames + i) % self.step == 0:
-                self.cells.append((clip.times[i], kept, packed.layout.total // len(counts), piece.shown[i]))
+                picture = piece.shown[i].clone()  # not a view, which would hold the chunk
+                self.cells.append((clip.times[i], kept, packed.layout.total // len(counts), picture))
         while len(self.cells) > CELLS:
             self.cells, self.step = self.cells[::2], self.step * 2
         self.frames += len(counts)
