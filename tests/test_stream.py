@@ -287,6 +287,7 @@ def test_memory_does_not_grow():
         (lambda: Stream("evs", threshold=0.5), "expected a window, or a threshold and a method"),
         (lambda: Stream(patch=4, tubelet=2, window=3, budget=1), "expected a window of whole steps of 2 frames, got 3"),
         (lambda: Stream(patch=4, threshold=1.0, residual=True), "expected residual=False"),
+        (lambda: Stream(patch=4, threshold=1.0, forced=torch.zeros(2, 4, dtype=torch.bool)), "expected no forced"),
         (lambda: Stream("nothing", window=3), "expected one of the methods"),
         (lambda: Stream(patch=4, threshold=1.0).flush(), "expected frames before the flush"),
         (lambda: Stream(patch=4, threshold=1.0).push(torch.zeros(3)), r"expected a chunk \[B, T, ...\], got \(3,\)"),

@@ -30,7 +30,9 @@ class Stream:
         method: a name in ``vtok.methods``.
         window: frames of a window, whole steps.
         settings: those of ``vtok.gate_patches`` for a gate method, of ``vtok.compress`` for another, but for
-            ``residual``: the row before may be long gone. A scan of runs takes its threshold and the method's options.
+            ``residual``, as the row before may be long gone, and without a window for ``forced``, which names the steps
+            of one video (``vtok.ops.motion_gate`` takes it chunk by chunk). A scan of runs takes its threshold and the
+            method's options.
 
     Raises ValueError or TypeError for settings that do not go together.
     """
@@ -46,6 +48,8 @@ class Stream:
             raise ValueError(f"expected a window of whole steps of {self.tubelet} frames, got {self.window}")
         if settings.get("residual"):
             raise ValueError("expected residual=False in a stream: the row before may be long gone")
+        if self.window is None and settings.get("forced") is not None:
+            raise ValueError("expected no forced in a stream without a window: every chunk would repeat its steps")
         self.method, self.settings = method, settings
         self._pending: Tensor | None = None
         self._step: Tensor | None = None
