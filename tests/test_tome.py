@@ -100,6 +100,24 @@ def test_the_order_of_the_release_goes_with_the_rows(tmp_path):
         compress(tokens, budget=7, method="tome", order="random")
 
 
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("options", [{}, {"per": "frame"}, {"protected": 1}], ids=str)
+def test_the_order_of_a_video_does_not_depend_on_the_others(options, extra):
+    grids, budget = [(5, 2, 4), (4, 2, 3), (2, 1, 5)], [7, 14, 10]  # three rounds, one, and none
+    layout = Layout.from_grid(grids, extra_rows=extra)
+    tokens = torch.randn(layout.total, 8)
+    parts = compress(tokens, layout, budget=budget, method="tome", order="release", **options).split()
+    for x, grid, rows, part in zip(tokens.split([40 + extra, 24 + extra, 10 + extra]), grids, budget, parts, strict=True):
+        alone = compress(x, [grid], extra_rows=extra, budget=rows, method="tome", order="release", **options)
+        assert torch.equal(part.order, alone.order)
+    assert parts[2].order.tolist() == list(range(10 + extra))
+
+
+def test_nothing_is_left_in_the_order_of_the_release():
+    packed = compress(torch.randn(6, 4), [(2, 1, 3)], budget=[0], method="tome", order="release")
+    assert packed.assignment.tolist() == [-1] * 6 and packed.order.shape == (0,)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.integers(1, 4)), max_size=3),
@@ -189,6 +207,7 @@ def test_gradients_share_the_mean():
         ("tome", {"budget": 4, "per": "clip"}, "expected per 'video' or 'frame', got 'clip'"),
         ("tome", {"budget": 4, "metric": torch.ones(3, 2)}, r"expected metric \[24, C\], got \(3, 2\)"),
         ("tome", {"budget": 4, "protected": 4}, "expected a budget of at least 5 rows a segment, got 4"),
+        ("tome", {"budget": 9, "min_per_frame": 2}, "expected min_per_frame=0, got rows that each frame keeps"),
         ("videochat_flash", {"budget": 4}, "expected tokens of whole heads in clips, got clip 4 and head_dim 64"),
     ],
 )

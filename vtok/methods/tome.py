@@ -11,6 +11,7 @@ from torch import Tensor
 from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import Merged, register
+from vtok.units import at
 
 if TYPE_CHECKING:
     from vtok.decide import Goal, Plan
@@ -52,8 +53,9 @@ def tome(
     that the others joined, and rows come out by that token. By place a second round pairs other tokens than the release
     where its first left sources over, which halving an even number of tokens never does.
 
-    Source: the bipartite soft matching of ToMe. It has no threshold. Inside a graph the number of rounds has to be
-    known: dense tokens with one budget for all videos, or a Plan made outside of it (and then per video).
+    Source: the bipartite soft matching of ToMe. It has no threshold and no ``min_per_frame``. Inside a graph the number
+    of rounds has to be known: dense tokens with one budget for all videos, or a Plan made outside of it (and then per
+    video).
     """
     if per not in ("video", "frame"):
         raise ValueError(f"method 'tome': expected per 'video' or 'frame', got {per!r}")
@@ -75,11 +77,15 @@ class Pairing:
         receive = (rows // self.split - self.protected // self.split) * (free > 0)
         return free // 2 if self.split == 2 else (free - receive) * (receive > 0)
 
-    def order(self, kept: Tensor, best: Tensor, bounds: Tensor) -> Tensor:
-        """int64 [K]: ``kept`` rows in the release's order, of each segment its sources, then its destinations."""
+    def order(self, kept: Tensor, best: Tensor, bounds: Tensor, left: Tensor) -> Tensor:
+        """int64 [K]: ``kept`` rows in the release's order, of each segment its sources, then its destinations.
+
+        A segment that all its rows are ``left`` of, int64 [G], has no round.
+        """
         segment = torch.searchsorted(bounds[1:].contiguous(), kept, right=True)
-        receives = (kept - bounds[segment]) % self.split == self.split - 1
-        ranked = torch.where(receives | (self.protected > 0), 0, best[kept].nan_to_num(-LARGEST))
+        still = (bounds.diff() == left)[segment]
+        receives = ((kept - bounds[segment]) % self.split == self.split - 1) & ~still
+        ranked = torch.where(receives | still | (self.protected > 0), 0, best[kept].nan_to_num(-LARGEST))
         likely = ranked.argsort(descending=True, stable=True)
         return kept[likely[(2 * segment + receives)[likely].argsort(stable=True)]]
 
@@ -95,6 +101,8 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing
     """The rounds that bring each segment of the plan, or each clip of some frames, down to its quota."""
     if goal.plan is None:
         raise ValueError(f"method {name!r}: expected a budget, got a threshold")
+    if goal.plan.floor is not None:
+        raise ValueError(f"method {name!r}: expected min_per_frame=0, got rows that each frame keeps")
     if metric.dim() != 2 or metric.shape[0] != layout.total:
         raise ValueError(f"method {name!r}: expected metric [{layout.total}, C], got {tuple(metric.shape)}")
     bounds, quotas = goal.plan.segments, goal.plan.cu_k.diff()
@@ -107,7 +115,7 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing
     assignment = index
     for total in totals:
         kept, joined, left = one_round(x, bounds, quotas, total, pairing)
-        index, assignment = index[kept], through(joined, assignment)
+        index, assignment = index[kept], at(joined, assignment)
         bounds = torch.nn.functional.pad(left.cumsum(0), (1, 0))
         if total != totals[-1]:
             x, weight = ops.merge(x, *ops.group(joined, total), weight)
@@ -115,7 +123,7 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing
         return Merged(index, assignment, goal.plan.cu_seqlens)
     place = index.argsort()
     order = torch.empty_like(place).scatter(0, place, torch.arange(place.shape[0], device=place.device))
-    return Merged(index[place], through(order, assignment), goal.plan.cu_seqlens, order=order)
+    return Merged(index[place], at(order, assignment), goal.plan.cu_seqlens, order=order)
 
 
 def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, pairing: Pairing) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,14 +139,9 @@ def one_round(x: Tensor, bounds: Tensor, quotas: Tensor, total: int, pairing: Pa
     kept, _ = ops.compact(stays, bounds, total)
     slot = torch.where(stays, stays.cumsum(0) - 1, -1)
     if pairing.scatters:
-        kept = pairing.order(kept, best, bounds)
+        kept = pairing.order(kept, best, bounds, left)
         slot = slot.scatter(0, kept, torch.arange(total, dtype=torch.int64, device=x.device))
-    return kept, through(slot, torch.where(stays, row, target)), left
-
-
-def through(slot: Tensor, row: Tensor) -> Tensor:
-    """``slot[row]``, and -1 where there is no row."""
-    return torch.where(row < 0, -1, slot[row.clamp(min=0)])
+    return kept, at(slot, torch.where(stays, row, target)), left
 
 
 def rounds(name: str, pairs: list[tuple[int, int]], pairing: Pairing) -> list[int]:
