@@ -369,7 +369,7 @@ def test_b_vllm_chain(hops, values):
 
 @pytest.mark.parametrize("extra", [0, 2])
 @pytest.mark.parametrize("hops", ["one", "full"])
-@pytest.mark.parametrize("threshold", [0.75, 0.6, 0.999, -0.5])
+@pytest.mark.parametrize("threshold", [0.75, 0.6, 0.999, -0.5, -math.inf])
 def test_b_vllm(threshold, hops, extra):
     frames = sum(t for t, _, _ in GRIDS)
     tokens, mixed = torch.randn(sum(t * h * w + extra for t, h, w in GRIDS), 5), torch.rand(frames, 3) - 0.3
@@ -377,7 +377,7 @@ def test_b_vllm(threshold, hops, extra):
     kept, into, at = [], {}, 0
     for start, (t, h, w), _ in videos(tokens, GRIDS, extra):
         n, unit = h * w, torch.nn.functional.normalize(mixed[at : at + t], dim=-1)
-        alike = ((unit @ unit.T + 1) / 2).nan_to_num(-1).tolist()
+        alike = ((unit @ unit.T + 1) / 2).nan_to_num(-math.inf).tolist()
         link = {}
         for i in range(1, t):
             best = max(range(i), key=lambda j: (alike[i][j], -j))
@@ -398,6 +398,26 @@ def test_b_vllm(threshold, hops, extra):
     assert packed.index.tolist() == kept
     assert packed.assignment.tolist() == [kept.index(g) if (g := into[row]) >= 0 else -1 for row in range(len(tokens))]
     assert torch.equal(packed.weight, (packed.assignment[:, None] == torch.arange(len(kept))).sum(0).float())
+
+
+def test_b_vllm_links_of_a_video_do_not_depend_on_the_others():
+    settings = {"method": "b_vllm", "threshold": 0.75, "hops": "one"}
+    for seed in range(60):
+        torch.manual_seed(seed)
+        mixed = torch.rand(10, 68)
+        mixed[7:] = mixed[7]  # equal: the earliest counts
+        packed = compress(torch.randn(10, 2), [(7, 1, 1), (3, 1, 1)], distributions=mixed, **settings).trim().split()[1]
+        assert packed.assignment.tolist() == [0, 0, 0]
+        alone = compress(torch.randn(3, 2), [(3, 1, 1)], distributions=mixed[7:], **settings).trim()
+        assert alone.assignment.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("hops", ["one", "full"])
+def test_b_vllm_rows_that_a_frame_keeps_are_themselves(hops):
+    tokens, mixed = torch.randn(1, 3, 4, 5), torch.tensor([[1.0, 0]]).repeat(3, 1)
+    packed = compress(tokens, method="b_vllm", threshold=0.75, hops=hops, distributions=mixed, min_per_frame=1).trim()
+    assert packed.index.tolist() == [0, 1, 2, 3, 4, 8] and packed.assignment[packed.index].tolist() == list(range(6))
+    assert packed.weight.tolist() == [1, 3, 3, 3, 1, 1] and torch.equal(packed.values[[0, 4, 5]], tokens[0, :, 0])
 
 
 def test_b_vllm_at_the_ends():

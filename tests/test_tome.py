@@ -107,7 +107,7 @@ def test_the_order_of_a_video_does_not_depend_on_the_others(options, extra):
     layout = Layout.from_grid(grids, extra_rows=extra)
     tokens = torch.randn(layout.total, 8)
     parts = compress(tokens, layout, budget=budget, method="tome", order="release", **options).split()
-    for x, grid, rows, part in zip(tokens.split([40 + extra, 24 + extra, 10 + extra]), grids, budget, parts, strict=True):
+    for x, grid, rows, part in zip(tokens.split([n + extra for n in (40, 24, 10)]), grids, budget, parts, strict=True):
         alone = compress(x, [grid], extra_rows=extra, budget=rows, method="tome", order="release", **options)
         assert torch.equal(part.order, alone.order)
     assert parts[2].order.tolist() == list(range(10 + extra))

@@ -56,17 +56,18 @@ def b_vllm(
     index, cu_seqlens, counts = goal.choose(score, stays[frame] | ~inside)
     sites = layout.tokens_per_frame[layout.video_of(row)]
     target = torch.where(inside, row - (frame - into[frame]) * sites, row)
-    return Merged(index, slots_of(index, layout)[target], cu_seqlens, counts, score)
+    slot = slots_of(index, layout)
+    return Merged(index, torch.where(slot >= 0, slot, slot[target]), cu_seqlens, counts, score)
 
 
 def _links(distributions: Tensor, layout: Layout, threshold: float) -> tuple[Tensor, Tensor]:
-    """(int64 [F] the frame that each joins, itself if none; float32 [F] how alike the best earlier one is, or -1)."""
+    """(int64 [F] the frame that each joins, itself if none; float32 [F] how alike the best earlier one is, or -inf)."""
     frame = torch.arange(layout.frames, dtype=torch.int64, device=distributions.device)
     video = torch.searchsorted(layout.cu_frames, frame, right=True)
-    unit = torch.nn.functional.normalize(distributions.to(torch.float32), dim=-1)
-    alike = ((unit @ unit.T + 1) / 2).nan_to_num(-1)
+    unit = torch.nn.functional.normalize(distributions.double(), dim=-1)  # rounded below: no order of sums shows
+    alike = ((unit @ unit.T + 1) / 2).float().nan_to_num(-torch.inf)
     earlier = (video[:, None] == video) & (frame < frame[:, None])
-    alike = alike.masked_fill(~earlier, -1)
+    alike = alike.masked_fill(~earlier, -torch.inf)
     best = alike.amax(1)
     first = torch.where(alike == best[:, None], frame, layout.frames).amin(1)
     return torch.where(best > threshold, first, frame), best
