@@ -179,10 +179,11 @@ def test_fastvid_as_released_in_rounds_and_graphs(tmp_path):
             assert (fake.values.shape, fake.assignment.shape) == (kept.values.shape, kept.assignment.shape)
 
 
-def as_scissor_releases(x, h, w, size, kept, above):
+def as_scissor_releases(x, h, w, size, kept, above, capped):
     """(the rows ``kept`` of one video [T, n, D] as LLaVA-Scissor's release makes them, the slot of each token)."""
     flat, plain = x.flatten(0, 1), x.detach()
-    (into, *_), (part, _) = scissor_rule(plain, h, w, above, size), scissor_parts(plain, above, size)
+    (into, opens, *_), (part, _) = scissor_rule(plain, h, w, above, size), scissor_parts(plain, above, size)
+    into = [r if capped and r in opens else to for r, to in enumerate(into)]
     ends, rows = joined(set(kept), into), range(len(flat))
     piece = [r if r in kept else part[r] for r in rows]  # a part, or a token that stands by itself
     survivors = []
@@ -228,7 +229,7 @@ def test_scissor_as_released(amount, extra, weighted):
         n = x.shape[0] * h * w
         kept = [r - start for r in packed.index[slice(*packed.cu_seqlens[v : v + 2].tolist())].tolist()]
         inside = [r for r in kept if r < n]
-        values, went = as_scissor_releases(x, h, w, size[start : start + n], inside, 0.6)
+        values, went = as_scissor_releases(x, h, w, size[start : start + n], inside, 0.6, "capacity" in amount)
         want += [*values, *(tokens[start + r] for r in kept if r >= n)]
         into = [kept.index(r) if r in kept else went[r] if r < n else -1 for r in range(n + extra)]
         ends += [int(packed.cu_seqlens[v]) + k if k >= 0 else -1 for k in into]

@@ -109,7 +109,20 @@ def test_refresh_opens_runs():
 def test_capacity_drops_whole_runs():
     packed = compress(torch.randn(1, 3, 2, 4), threshold=1.0, method="temporal_merge", capacity=4)
     assert packed.counts.tolist() == [6] and packed.index.tolist() == [0, 1, 2, 3]
-    assert packed.assignment.tolist() == [0, 1, 2, 3, 2, 3]
+    assert packed.assignment.tolist() == [0, 1, 2, 3, -1, -1]
+
+
+@pytest.mark.parametrize("capacity", [0, 3, 7])
+@pytest.mark.parametrize("method", ["temporal_merge", "dtd", "mavors", "framefusion", "sttm", "scissor", "b_vllm"])
+def test_rows_within_the_capacity_are_what_they_are_with_room(method, capacity):
+    torch.manual_seed(1)
+    tokens, threshold = torch.randn(2, 5, 2, 3, 4), 0.8 if method in ("scissor", "b_vllm") else 0.3
+    options = {"b_vllm": {"distributions": torch.randn(10, 2)}, "mavors": {"chunk": 2}}.get(method, {})
+    whole = compress(tokens, threshold=threshold, method=method, **options).trim()
+    packed = compress(tokens, threshold=threshold, method=method, capacity=capacity, **options)
+    assert capacity < len(whole.values) < 60 and packed.counts.tolist() == whole.counts.tolist()
+    assert torch.equal(packed.values, whole.values[:capacity]) and torch.equal(packed.weight, whole.weight[:capacity])
+    assert torch.equal(packed.assignment, whole.assignment.where(whole.assignment < capacity, torch.tensor(-1)))
 
 
 def test_gradients_share_the_mean():

@@ -46,7 +46,8 @@ def compress(
         total_budget: rows of the whole batch instead: an int or a share, divided among the videos in proportion to
             their rows by largest remainder.
         threshold: instead of a budget, keep the rows with a score above it (a NaN never is); ``capacity`` (int) rows
-            are allocated for them, all rows by default. What is left over is padding; see Packed.counts and trim.
+            are allocated for them, all rows by default. What is left over is padding, what does not fit is dropped with
+            all that joined it; see Packed.counts and trim.
         method: a name in ``vtok.methods.names("score", "merge")``; ``options`` are its own.
         extra_rows: rows of each video after its grid in packed tokens: always kept, outside the budget.
         min_per_frame: rows that each frame keeps at least, or all of a smaller one, whatever the scores.

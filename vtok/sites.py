@@ -36,16 +36,21 @@ class _Columns:
         return torch.where(self.mark >= 0, self.order, self.order.shape[0]).flip(0).cummin(0).values.flip(0)
 
 
-def runs(index: Tensor, layout: Layout, stride: int = 1) -> Tensor:
+def runs(index: Tensor, layout: Layout, stride: int = 1, opens: Tensor | None = None) -> Tensor:
     """int64 [S]: for each row which of the kept rows ``index`` [K] is the last at its site up to it; -1 before any.
 
-    With a stride only every so many frames are looked at.
+    With a stride only every so many frames are looked at. Rows in ``opens`` bool [S] end the run before them whether
+    they are kept or not: what follows one that is not is of none, -1.
     """
     if layout.total == 0:
         return torch.zeros_like(layout.cu_seqlens[:0])
-    columns = _Columns.of(layout, slots_of(index, layout), stride)
+    marks, lost = slots_of(index, layout), index.shape[0]
+    if opens is not None:
+        marks = torch.where(opens & (marks < 0), lost, marks)
+    columns = _Columns.of(layout, marks, stride)
     last = columns.last()[columns.slot]
-    return torch.where(last >= columns.first, columns.mark[last.clamp(min=0)], -1)
+    found = torch.where(last >= columns.first, columns.mark[last.clamp(min=0)], -1)
+    return torch.where(found == lost, -1, found)
 
 
 def steps_since(marked: Tensor, layout: Layout) -> Tensor:

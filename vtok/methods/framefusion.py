@@ -11,7 +11,7 @@ from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import Merged, register
 from vtok.methods.temporal_merge import merge_runs
-from vtok.sites import runs, slots_of
+from vtok.sites import runs
 
 if TYPE_CHECKING:
     from vtok.decide import Goal
@@ -50,7 +50,7 @@ def framefusion(
     opens = ~(alike >= similarity)
     score = torch.where(opens, _importance(importance, alike, layout), -alike.float())  # below 0 what may merge
     index, cu_seqlens, counts = goal.choose(score)
-    return Merged(index, _joined(opens, index, layout), cu_seqlens, counts, score)
+    return Merged(index, runs(index, layout, opens=opens), cu_seqlens, counts, score)
 
 
 def _importance(given: Tensor | None, alike: Tensor, layout: Layout) -> Tensor:
@@ -62,13 +62,3 @@ def _importance(given: Tensor | None, alike: Tensor, layout: Layout) -> Tensor:
         raise ValueError(f"method 'framefusion': expected importance of floats [{layout.total}], got {got}")
     given = given.detach().to(torch.float32).clamp(min=0)
     return given.masked_fill(layout.extra_mask(), torch.inf) if layout.extra_rows else given
-
-
-def _joined(opens: Tensor, index: Tensor, layout: Layout) -> Tensor:
-    """int64 [S]: the kept row whose run each row is in, -1 where the run is dropped; kept rows open runs too."""
-    slot = slots_of(index, layout)
-    whole = torch.arange(2, dtype=torch.int64, device=index.device) * layout.total
-    heads, _ = ops.compact(opens | (slot >= 0), whole, layout.total)
-    if layout.total == 0:
-        return slot
-    return slot[heads[runs(heads, layout)]]

@@ -56,7 +56,8 @@ def scissor(
     opens = first == row
     alike = likeness(tokens, layout)
     earlier, _ = before(layout, part)
-    into = torch.where(part != row, part, torch.where(opens, earlier, first))
+    ends = row if goal.plan is None else earlier  # a component that there is no room for is dropped whole
+    into = torch.where(part != row, part, torch.where(opens, ends, first))
     score = ranked(alike, opens, part == row, alike)
     index, cu_seqlens, counts = goal.choose(score, opens)
     assignment = joined(into, index, layout)

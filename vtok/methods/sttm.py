@@ -69,7 +69,8 @@ def sttm(
     linked = later & (alike >= least)
     first = ops.connected_components(torch.where(linked, node, -1), earlier, layout.total)
     opens = (node == row) & (first == row)
-    into = torch.where(node != row, node, torch.where(linked | opens, earlier, first))
+    ends = row if goal.plan is None else earlier  # a component that there is no room for is dropped whole
+    into = torch.where(node != row, node, torch.where(opens, ends, torch.where(linked, earlier, first)))
     score = ranked(alike, opens, node == row, within)
     index, cu_seqlens, counts = goal.choose(score, opens)
     if shares is not None and goal.sizes is not None:

@@ -51,9 +51,12 @@ def temporal_merge(
 def merge_runs(
     layout: Layout, goal: Goal, similarity: Tensor, keep: Tensor | None, reduce: str, stride: int = 1
 ) -> Merged:
-    """A run from each row of ``keep`` [S], or from those with the least similarity, to the next one at its site."""
+    """A run from each row of ``keep`` [S], or from those with the least similarity, to the next one at its site.
+
+    A run of ``keep`` that there is no room for is dropped whole.
+    """
     score = 1 - similarity.float()
     if layout.extra_rows:
         score = score.masked_fill(layout.extra_mask(), float("inf"))
     index, cu_seqlens, counts = goal.choose(score, keep)
-    return Merged(index, runs(index, layout, stride), cu_seqlens, counts, score, reduce)
+    return Merged(index, runs(index, layout, stride, keep), cu_seqlens, counts, score, reduce)
