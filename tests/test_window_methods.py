@@ -285,9 +285,16 @@ def test_holitom_blends_and_drops():
     assert packed.weight.tolist() == [1.0] * 9 and (packed.assignment == -1).sum() == 21
     packed = compress(x, budget=9, method="holitom", contextual=0.5)
     assert packed.weight.sum() == 30 - (packed.assignment == -1).sum() == 30
-    want = expected_values(packed, x[0, 0], lambda whole, core: max(0.6, core / whole))
+    want = expected_values(packed, x[0, 0], lambda whole, core: 0.6 if core < whole else 1)
     assert torch.allclose(packed.values.double(), want, atol=1e-6)
     assert (packed.weight == 1).sum() >= 4  # round(9 · 0.5) draw attention
+    for blend, share in (
+        (0.2, lambda whole, core: 0.2 if core < whole else 1),
+        (0.0, lambda whole, core: core / whole),
+    ):
+        packed = compress(x, budget=15, method="holitom", contextual=1.0, blend=blend)
+        assert (packed.weight == 2).any()  # where the centre's own part is half
+        assert torch.allclose(packed.values.double(), expected_values(packed, x[0, 0], share), atol=1e-6)
 
 
 def test_holitom_static_units_blend_as_temporal_means():
@@ -318,7 +325,7 @@ def test_pulled(add):
     shares = pulled(assignment, core, 4, 0.6, sizes, add=add)
     for g, (own, whole) in enumerate([(2, 10), (4, 4), (9, 10), (0, 2)]):
         got = shares[(assignment == g) & core].sum() / shares[assignment == g].sum()
-        want = (0.6 + 0.4 * own / whole if add else max(0.6, own / whole)) if own else 0
+        want = (0.6 + 0.4 * own / whole if add else 0.6) if own else 0
         assert float(got) == pytest.approx(want if own < whole else 1)
 
 

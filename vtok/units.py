@@ -90,9 +90,9 @@ def merge_units(
     stand alone. A unit that neither is nor has a centre is dropped. Where the quotas do not fill the budget more units
     follow, alone, and then tokens of static units, by salience.
 
-    ``quotas`` are int64 [F] each, no more than there are; ``blend`` is the least share of a centre in its row, below 1.
-    A unit is the mean of its tokens and a row that of all its tokens; with ``unit_values`` a unit is what that makes of
-    the rows [S, D] and the row each stands at int64 [S], and a row the mean of its units.
+    ``quotas`` are int64 [F] each, no more than there are; ``blend`` is the share of a centre in its row, below 1, or 0
+    for the mean of all. A unit is the mean of its tokens and a row that of all its tokens; with ``unit_values`` a unit
+    is what that makes of the rows [S, D] and the row each stands at int64 [S], and a row the mean of its units.
     """
     layout, bounds = goal.layout, frame_bounds(goal.layout)
     row = torch.arange(layout.total, dtype=torch.int64, device=tokens.device)
@@ -129,16 +129,16 @@ def merge_units(
 def pulled(
     assignment: Tensor, core: Tensor, k: int, blend: float, sizes: Tensor | None = None, *, add: bool = False
 ) -> Tensor:
-    """float32 [S]: what each row weighs in the mean of its group, so that the group's core has more than its own share.
+    """float32 [S]: what each row weighs in the mean of its group, so that the group's core has a share of its own.
 
-    The rows of ``core`` bool [S] have together the share ``blend`` at least; or, to add, their mean has it and the rest
-    of the value is the mean of all, the core's included. Rows of one kind weigh as their ``sizes``, one without.
+    The rows of ``core`` bool [S] have together the share ``blend``; or, to add, their mean has it and the rest of the
+    value is the mean of all, the core's included. Rows of one kind weigh as their ``sizes``, one without.
     """
     own = torch.ones_like(assignment, dtype=torch.float32) if sizes is None else sizes
     total, middle = sum_members(assignment, k, own), sum_members(torch.where(core, assignment, -1), k, own)
     more = blend / (1 - blend) * (total if add else total - middle) / middle
     both = (middle > 0) & (middle < total)
-    factor = torch.where(both, 1 + more if add else more.clamp(min=1), 1)
+    factor = torch.where(both, 1 + more if add else more, 1)
     return own * torch.where(core, pad(factor, (0, 1))[assignment], 1)
 
 

@@ -47,7 +47,8 @@ def holitom(
         most: frames of the longest window, at least 1.
         contextual: of a frame's dynamic tokens that are kept, the share that are centres; rounded half to even. A float
             is the decimal that it prints as. (The release stops with an error at a share above 0.)
-        blend: the least share of a centre in its row, in [0, 1); the others have the rest, in equal parts.
+        blend: the share of a centre in its row, below 1; the others have the rest, in equal parts. At 0 the row is the
+            mean of all, which the release has a switch for.
         neighbours: how many the density looks at, the token itself among them, in [1, 64].
 
     Departs from the release in this: the budget is what is kept, not each group's share rounded up, densities get no
