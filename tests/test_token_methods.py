@@ -413,6 +413,19 @@ def test_b_vllm_links_of_a_video_do_not_depend_on_the_others():
 
 
 @pytest.mark.parametrize("hops", ["one", "full"])
+def test_b_vllm_is_one_graph(hops):
+    torch._dynamo.reset()
+    call = lambda x, g, d: compress(x, g, method="b_vllm", threshold=0.7, hops=hops, distributions=d)  # noqa: E731
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for grids in ([(3, 2, 4), (2, 2, 2)], [(50, 1, 4), (6, 2, 6), (3, 2, 2)]):
+            layout = Layout.from_grid(grids, extra_rows=1)
+            tokens, mixed = torch.randn(layout.total, 20), torch.rand(layout.frames, 7)
+            packed, want = compiled(tokens, layout, mixed), call(tokens, layout, mixed)
+            assert torch.equal(packed.index, want.index) and torch.equal(packed.values, want.values)
+
+
+@pytest.mark.parametrize("hops", ["one", "full"])
 def test_b_vllm_rows_that_a_frame_keeps_are_themselves(hops):
     tokens, mixed = torch.randn(1, 3, 4, 5), torch.tensor([[1.0, 0]]).repeat(3, 1)
     packed = compress(tokens, method="b_vllm", threshold=0.75, hops=hops, distributions=mixed, min_per_frame=1).trim()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtok import ops
 from vtok.layout import Layout
 from vtok.methods import Merged, register
 from vtok.sites import slots_of
@@ -46,10 +47,10 @@ def b_vllm(
         index, cu_seqlens, counts = goal.choose(torch.zeros_like(row, dtype=torch.float32), row >= 0)
         return Merged(index, slots_of(index, layout), cu_seqlens, counts)
     into, likeness = _links(distributions.detach(), layout, goal.threshold)
-    stays = into == torch.arange(layout.frames, dtype=torch.int64, device=row.device)
+    frame = torch.arange(layout.frames, dtype=torch.int64, device=row.device)
+    stays = into == frame
     if hops == "full":
-        for _ in range(int(layout.frames).bit_length()):  # each time twice as far
-            into = into[into]
+        into = ops.connected_components(frame, into, layout.frames)
     frame = layout.frame_of(row)
     inside, frame = frame < layout.frames, frame.clamp(max=layout.frames - 1)
     score = torch.where(inside, 1 - likeness[frame], torch.inf)
