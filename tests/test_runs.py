@@ -163,8 +163,8 @@ def mean_of(tokens, sizes, assignment, k):
 
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("first", [{"budget": 14, "method": "temporal_merge"}, {"budget": 11, "method": "evs"},
-                                   {"threshold": 0.99, "method": "dtd"}], ids=str)  # fmt: skip
-@pytest.mark.parametrize("second", ["temporal_merge", "evs"])
+                                   {"budget": 9, "method": "dtd"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("second", ["temporal_merge", "dtd", "evs"])
 def test_two_rounds_are_one(first, second, extra):
     layout, tokens = Layout.from_grid(GRIDS, extra_rows=extra), still(GRIDS, extra=extra)
     sizes = torch.randint(1, 4, (layout.total,)).float()
@@ -180,8 +180,8 @@ def test_two_rounds_are_one(first, second, extra):
     assert torch.equal(both.weight.double(), weight)
     if first["method"] == "temporal_merge" and second == "temporal_merge":
         assert torch.allclose(both.values, members.float(), atol=1e-5)
-        assert torch.allclose(both.reduce(tokens), both.values, atol=1e-5) and both.is_merged
-        assert torch.allclose(both.reduce(tokens.double()), members)
+        assert torch.allclose(both.reduce(tokens.double()), members) and both.is_merged
+    assert torch.allclose(both.reduce(tokens), both.values, atol=1e-5)  # also where one round took rows as they are
     for alone, whole in zip(both.split(), range(4), strict=True):
         part = slice(*layout.cu_seqlens[whole : whole + 2].tolist())
         assert torch.equal(alone.sizes, sizes[part])

@@ -196,14 +196,20 @@ class Packed:
 
     def _shares_through(self, later: Packed) -> Tensor | None:
         """What each source row weighs in the mean that it ends up in after both rounds; None where that is its size."""
-        if self.as_released or later.as_released or (self.shares is None and later.shares is None):
+        plain = self.shares is None and later.shares is None and self.is_merged == later.is_merged
+        if plain or self.as_released or later.as_released:
             return None
-        ones = torch.ones_like(self.assignment, dtype=torch.float32)
-        weights = next((w for w in (self.shares, self.sizes) if w is not None), ones)
+        weights, after = self._parts(), later._parts()
         total = sum_members(self.assignment, self.index.shape[0], weights)
-        after = next((w for w in (later.shares, later.sizes) if w is not None), torch.ones_like(total))
         each = torch.where(total == 0, 0, after / total)
         return weights * ops.pack(each[:, None], self.assignment)[:, 0]
+
+    def _parts(self) -> Tensor:
+        """float32 [S]: what each source row weighs in its output row; without means only those that are one do."""
+        if not self.is_merged:
+            return self.mask.to(torch.float32)
+        ones = torch.ones_like(self.assignment, dtype=torch.float32)
+        return next((w for w in (self.shares, self.sizes) if w is not None), ones)
 
     def size_bias(self) -> Tensor:
         """float32 [K]: the logarithm of ``weight``, -inf for padding: what proportional attention adds to its logits.
