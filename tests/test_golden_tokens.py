@@ -52,6 +52,9 @@ def test_dycoke(name):
     grid = (params["frames"], 1, params["tokens_per_frame"])
     packed = compress(golden["in_x"], [grid], method="dycoke", drop=params["drop_fraction"], compat="dycoke")
     assert torch.equal(packed.index, golden["out_index"].sort().values)
+    rank = -packed.take(packed.scores)  # the release's order: within a frame the least alike first, whole frames as is
+    order = sorted(range(len(rank)), key=lambda k: (int(packed.positions[k, 0]), float(rank[k]), k))
+    assert torch.equal(packed.index[order], golden["out_index"])
 
 
 @pytest.mark.parametrize("name", named("vidcom2_ref"))

@@ -52,8 +52,8 @@ def holitom(
         neighbours: how many the density looks at, the token itself among them, in [1, 64].
 
     Departs from the release in this: the budget is what is kept, not each group's share rounded up, densities get no
-    noise, and rows come out by position, the static ones in the first frame of their window. Its merging inside the
-    language model is not vtok's.
+    noise and look at as many neighbours where a group has fewer centres, and rows come out by position, the static ones
+    in the first frame of their window. Its merging inside the language model is not vtok's.
 
     Source: the released code of HoliTom. It has no threshold. Copies the tokens, without ``attention`` several times as
     float32.
