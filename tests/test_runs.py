@@ -112,8 +112,11 @@ def test_capacity_drops_whole_runs():
     assert packed.assignment.tolist() == [0, 1, 2, 3, -1, -1]
 
 
+CAPPED = ["temporal_merge", "dtd", "mavors", "framefusion", "sttm", "scissor", "longvu_stc", "b_vllm"]
+
+
 @pytest.mark.parametrize("capacity", [0, 3, 7])
-@pytest.mark.parametrize("method", ["temporal_merge", "dtd", "mavors", "framefusion", "sttm", "scissor", "b_vllm"])
+@pytest.mark.parametrize("method", CAPPED)
 def test_rows_within_the_capacity_are_what_they_are_with_room(method, capacity):
     torch.manual_seed(1)
     tokens, threshold = torch.randn(2, 5, 2, 3, 4), 0.8 if method in ("scissor", "b_vllm") else 0.3

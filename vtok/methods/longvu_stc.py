@@ -58,7 +58,10 @@ def longvu_stc(tokens: Tensor, layout: Layout, goal: Goal, *, block: int = 8, mo
     index, cu_seqlens, counts = goal.choose(score, keep)
     slot = slots_of(index, layout)
     first = torch.where(opens, row, row - step * sites[video])
-    return Merged(index, torch.where(slot >= 0, slot, slot[first]), cu_seqlens, counts, score, "first")
+    assignment = torch.where(slot >= 0, slot, slot[first])
+    if goal.plan is None:  # what there is no room for repeats nothing
+        assignment = torch.where(keep & (slot < 0), -1, assignment)
+    return Merged(index, assignment, cu_seqlens, counts, score, "first")
 
 
 def _capped(keep: Tensor, layout: Layout, block: int, most: int) -> Tensor:
