@@ -221,10 +221,24 @@ def test_errors(method, options, text):
 )
 def test_one_graph(method, options):
     torch._dynamo.reset()
-    tokens = torch.randn(2, 5, 4, 8)
     call = lambda x: compress(x, budget=6, method=method, **options)  # noqa: E731
-    packed, want = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")(tokens), call(tokens)
-    assert torch.equal(packed.values, want.values) and torch.equal(packed.assignment, want.assignment)
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for videos in (2, 3, 6):
+            tokens = torch.randn(videos, 5, 4, 8)
+            packed, want = compiled(tokens), call(tokens)
+            assert torch.equal(packed.values, want.values) and torch.equal(packed.assignment, want.assignment)
+
+
+def test_one_graph_for_other_sizes_of_as_many_rounds():
+    torch._dynamo.reset()
+    call = lambda x: compress(x, budget=0.6, method="tome")  # noqa: E731
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for shape in ((2, 8, 12, 24), (3, 9, 14, 24), (4, 6, 21, 24)):
+            tokens = torch.randn(shape)
+            packed, want = compiled(tokens), call(tokens)
+            assert torch.equal(packed.index, want.index) and torch.equal(packed.values, want.values)
 
 
 def test_one_graph_with_a_plan():

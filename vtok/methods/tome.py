@@ -106,10 +106,10 @@ def join(name: str, metric: Tensor, layout: Layout, goal: Goal, pairing: Pairing
     if metric.dim() != 2 or metric.shape[0] != layout.total:
         raise ValueError(f"method {name!r}: expected metric [{layout.total}, C], got {tuple(metric.shape)}")
     bounds, quotas = goal.plan.segments, goal.plan.cu_k.diff()
-    pairs = on_host(name, layout, goal.plan)
+    pairs, times = on_host(name, layout, goal.plan)
     if clip is not None and bounds.shape[0] == layout.videos * (1 + bool(layout.extra_rows)) + 1:  # no nested budget
         (bounds, quotas), pairs = clips(layout, goal.plan, clip), clips_on_host(layout, pairs, clip)
-    totals = rounds(name, pairs, pairing)
+    totals = [times * rows for rows in rounds(name, pairs, pairing)]
     x, weight = metric.float() if len(totals) > 1 else metric, goal.sizes
     index = torch.arange(layout.total, dtype=torch.int64, device=metric.device)
     assignment = index
@@ -156,14 +156,14 @@ def rounds(name: str, pairs: list[tuple[int, int]], pairing: Pairing) -> list[in
     return totals
 
 
-def on_host(name: str, layout: Layout, plan: Plan) -> list[tuple[int, int]]:
-    """Rows and quota of each segment of the plan."""
+def on_host(name: str, layout: Layout, plan: Plan) -> tuple[list[tuple[int, int]], int]:
+    """Rows and quota of each segment of the plan, and how often they come: a graph knows one video and a number."""
     if plan.on_host is not None:
-        return plan.on_host
+        return plan.on_host, 1
     if layout.grid_of_each is None or plan.k != layout.videos * plan.longest:
         raise ValueError(f"method {name!r}: expected a Plan made outside of the graph for videos that are not alike")
     t, h, w = layout.grid_of_each
-    return [(t * h * w, plan.longest)] * layout.videos
+    return [(t * h * w, plan.longest)], layout.videos
 
 
 def clips(layout: Layout, plan: Plan, clip: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def clips_on_host(layout: Layout, pairs: list[tuple[int, int]], clip: int) -> li
     """The same sizes and quotas from those of whole videos; rows after the grids, all kept, are counted alone."""
     each = 1 + bool(layout.extra_rows)
     alike = layout.grid_of_each
-    lengths = [alike[0]] * layout.videos if alike is not None else [t for t, _, _ in layout.grids]
+    lengths = [alike[0]] * (len(pairs) // each) if alike is not None else [t for t, _, _ in layout.grids]
     made = list(pairs[1::2]) if layout.extra_rows else []
     for frames, (rows, quota) in zip(lengths, pairs[::each], strict=True):
         for a in range(0, frames, clip):
