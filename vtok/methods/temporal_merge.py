@@ -27,7 +27,7 @@ def temporal_merge(
 
     Args:
         reference: "previous", the token one frame earlier; under a threshold also "last_kept", the one that opened the
-            run, or "run_mean", the float32 mean of the run so far.
+            run, or "run_mean", the float32 mean of the run so far (of its rows, whatever ``weights`` each has).
         reduce: what a run becomes, its "mean" or its "first" token.
         refresh: under a threshold every so many frames all tokens open a run; 0 is never.
 
