@@ -59,3 +59,11 @@ def host_kernels():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A lossless file of a white square that crosses a static texture."""
+    from clips import moving_square, save
+
+    return save(tmp_path / "square.mkv", moving_square())

@@ -23,7 +23,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from vtok import encoder, trial
 
-from test_cli import moving_square, one_sentence, process, save, vtok_run
+from clips import moving_square, one_sentence, process, save, vtok_run
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PICTURE = {"image_size": 64, "patch_size": 16}

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from clips import moving_square, save
 from rooms import ROOT
-from test_cli import moving_square, save
 
 SAYS = {
     "ops_in_forward.py": ["tokens (480, 64), kept [72, 48], rows (120, 64)", "eager equals compiled"],

@@ -16,7 +16,7 @@ import vtok
 from vtok import Layout, compress
 from vtok.methods import scissor, sttm
 
-from test_cli import moving_square, save, vtok_run
+from clips import moving_square, save, vtok_run
 
 GOLDEN = Path(__file__).with_name("golden") / "tokens"
 CASES = {
