@@ -15,6 +15,7 @@ def workloads() -> list[Workload]:
     hd, square, _ = VIDEOS
     return [
         clip(hd, torch.uint8, 85.3),
+        clip(square, torch.uint8, 85.3),
         clip(square, torch.float32, 1.128),
         clip(square, torch.bfloat16, 1.128),
     ]

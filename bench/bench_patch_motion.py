@@ -13,6 +13,7 @@ def workloads() -> list[Workload]:
     hd, square, _ = VIDEOS
     return [
         clip(hd, torch.uint8, "l1"),
+        clip(square, torch.uint8, "l1"),
         clip(hd, torch.uint8, "l2"),
         clip(square, torch.float32, "l1"),
         clip(square, torch.bfloat16, "l2"),
