@@ -11,8 +11,8 @@ from vtok.bench.workload import CLIPS, Workload
 def workloads() -> list[Workload]:
     (t, n, D), (frames, sites, width), _ = CLIPS.values()
     return [
-        groups(f"{frames}×{sites}×{width} bf16, by frame", [sites] * frames, width),
         groups(f"4×{n}×{D} bf16, by frame", [n] * 4, D),
+        groups(f"{frames}×{sites}×{width} bf16, by frame", [sites] * frames, width, gpu_only=True),
         groups(f"4×{n}×{D} bf16, a clip", [4 * n], D),
         groups(f"{t}×{n}×{D} bf16, a clip", [t * n], D, gpu_only=True),
     ]
