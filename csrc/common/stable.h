@@ -117,10 +117,10 @@ inline void expect_cu_seqlens(const char* op, const char* name, const Tensor& te
   VTOK_EXPECT(tensor.size(0) >= 1, op, text(name, " of shape (V+1,)"), shape_text(tensor));
 }
 
-// Asks for huge pages under a large block: where it is fresh, a fault for every 2 MB of it, not for every 4 KB. Only a
-// hint, so what it returns does not matter.
+// Asks for huge pages under a large block: a fault for every 2 MB of it, not for every 4 KB. Only a hint, so what it
+// returns does not matter. Below 32 MB glibc uses memory again, and a guest's huge page may be costlier than it saves.
 inline void use_huge_pages(const Tensor& tensor) {
-  constexpr uintptr_t kPage = uintptr_t{1} << 21, kLeast = uintptr_t{1} << 22;
+  constexpr uintptr_t kPage = uintptr_t{1} << 21, kLeast = uintptr_t{1} << 25;
   const uintptr_t bytes = tensor.numel() * tensor.element_size();
   if (!tensor.is_cpu() || bytes < kLeast) return;
   const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
