@@ -111,7 +111,7 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         raise TimeoutError(message)
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1)  # and each second after: the compiler swallows errors
     try:
         yield
     finally:

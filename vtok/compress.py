@@ -185,8 +185,8 @@ def make_plan(layout: Layout, budget: Any, total_budget: Any, min_per_frame: int
         _expect_no_floor(min_per_frame)
         return Plan.in_graph(layout, budget=budget, total_budget=total_budget)
     key = (repr(budget), repr(total_budget), min_per_frame)
-    made = lambda: Plan.of(layout, budget=budget, total_budget=total_budget, min_per_frame=min_per_frame)  # noqa: E731
-    return _cached(layout, key, made)
+    given = {"budget": budget, "total_budget": total_budget, "min_per_frame": min_per_frame}
+    return _cached(layout, key, lambda: Plan.of(layout, **given))
 
 
 def make_floor(layout: Layout, min_per_frame: int) -> Floor | None:

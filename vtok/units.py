@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,8 +123,15 @@ def merge_units(
     values = None
     if unit_values is not None:
         head, once = torch.where(slot >= 0, row, units.head), torch.where(unit | (slot >= 0), assignment, -1)
-        values = lambda rows: ops.merge(unit_values(rows, head), *ops.group(once, goal.rows))[0]  # noqa: E731
+        values = partial(mean_of_units, unit_values, head, ops.group(once, goal.rows))
     return Merged(index, assignment, cu_seqlens, counts, score, shares=shares, values=values)
+
+
+def mean_of_units(
+    unit_values: Callable[[Tensor, Tensor], Tensor], head: Tensor, groups: tuple[Tensor, Tensor], rows: Tensor
+) -> Tensor:
+    """The rows [K, D] that ``groups`` make of units, each made of ``rows`` [S, D] that stand at ``head`` int64 [S]."""
+    return ops.merge(unit_values(rows, head), *groups)[0]
 
 
 def pulled(

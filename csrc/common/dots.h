@@ -17,15 +17,6 @@ static inline vfloat multiply_add(vfloat a, vfloat b, vfloat sum) {
 #endif
 }
 
-template <int... I>
-struct Lanes {};
-template <int kCount, int... I>
-struct FirstLanes : FirstLanes<kCount - 1, kCount - 1, I...> {};
-template <int... I>
-struct FirstLanes<0, I...> {
-  using type = Lanes<I...>;
-};
-
 // Adds the halves of each part of 2h lanes; the parts of `a` and `b` come to alternate in parts of h lanes.
 template <int h, int... I>
 static inline vfloat fold_two(vfloat a, vfloat b, Lanes<I...>) {
@@ -37,7 +28,7 @@ static inline vfloat fold_two(vfloat a, vfloat b, Lanes<I...>) {
 template <int h>
 static inline vfloat fold_all(vfloat* x) {
 #pragma GCC unroll 16
-  for (int p = 0; p < h; ++p) x[p] = fold_two<h>(x[p], x[p + h], typename FirstLanes<kLanes>::type());
+  for (int p = 0; p < h; ++p) x[p] = fold_two<h>(x[p], x[p + h], kAllLanes);
   if constexpr (h > 1) return fold_all<h / 2>(x);
   else return x[0];
 }

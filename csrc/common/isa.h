@@ -31,6 +31,17 @@ static inline void store(float* p, vfloat x) { *reinterpret_cast<vfloat*>(p) = x
 static inline vdouble load(const double* p) { return *reinterpret_cast<const vdouble*>(p); }
 static inline void store(double* p, vdouble x) { *reinterpret_cast<vdouble*>(p) = x; }
 
+// The numbers of a vector's lanes, for shuffles.
+template <int... I>
+struct Lanes {};
+template <int kCount, int... I>
+struct FirstLanes : FirstLanes<kCount - 1, kCount - 1, I...> {};
+template <int... I>
+struct FirstLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+constexpr FirstLanes<kLanes>::type kAllLanes;
+
 static inline vfloat load(const f16* p) {  // maskz: gcc 12 warns of the plain forms' undefined pass-through
 #if defined(__AVX512F__)
   return (vfloat)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -3,6 +3,8 @@
 // memory, with their sums beside. Columns of a tile are then added patch by patch.
 #pragma once
 
+#include <type_traits>
+
 #include "common/isa.h"
 #include "common/patch.h"
 
@@ -20,10 +22,6 @@ inline void widen_to(const float* p, vfloat& x) { x = load(p); }
 inline void widen_to(const f16* p, vfloat& x) { x = load(p); }
 inline void widen_to(const double* p, vdouble& x) { x = load(p); }
 #if defined(__AVX512F__)  // gcc 12 takes the vectors that __builtin_convertvector widens apart
-inline void widen_to(const bf16* p, vfloat& x) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  x = (vfloat)((vword)_mm512_maskz_cvtepu16_epi32(0xffff, halves) << 16);
-}
 inline void widen_to(const uint8_t* p, vshort& x) {
   x = (vshort)_mm512_maskz_cvtepu8_epi16(0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -31,9 +29,6 @@ inline void widen_to(const uint8_t* p, vint& x) {
   x = (vint)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 #elif defined(__AVX2__)
-inline void widen_to(const bf16* p, vfloat& x) {
-  x = (vfloat)((vword)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
-}
 inline void widen_to(const uint8_t* p, vshort& x) {
   x = (vshort)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -45,10 +40,18 @@ template <class T, class V>
 inline void widen_to(const T* p, V& x) {
   for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) x[i] = p[i];
 }
-inline void widen_to(const bf16* p, vfloat& x) {
-  for (int i = 0; i < kLanes; ++i) x[i] = widen(p[i]);
-}
 #endif
+
+// One of the two vectors of a block: its first or its second half; of bf16 the even or the odd columns, as pairs of
+// those are words that a shift or a mask widens.
+template <class T, class V>
+inline void widen_half(const T* p, int half, V& x) {
+  widen_to(p + half * static_cast<int>(sizeof(V) / sizeof(x[0])), x);
+}
+inline void widen_half(const bf16* p, int half, vfloat& x) {
+  const vword pairs = *reinterpret_cast<const vword*>(p);
+  x = (vfloat)(half ? pairs & 0xffff0000u : pairs << 16);
+}
 
 inline vfloat magnitude(vfloat x) { return (vfloat)((vint)x & 0x7fffffff); }
 inline vdouble magnitude(vdouble x) { return (vdouble)((vlong)x & 0x7fffffffffffffff); }
@@ -78,6 +81,20 @@ struct PatchSums<uint8_t> {
 };
 template <class T>
 using patch_sum_t = typename PatchSums<T>::Sum;
+
+// The values of a block between their columns' order and that of widen_half for bf16.
+template <int... I>
+inline void join_pairs(float* block, Lanes<I...>) {
+  const vfloat even = load(block), odd = load(block + kLanes);
+  store(block, (vfloat)__builtin_shufflevector(even, odd, (I / 2 + I % 2 * kLanes)...));
+  store(block + kLanes, (vfloat)__builtin_shufflevector(even, odd, ((I + kLanes) / 2 + I % 2 * kLanes)...));
+}
+template <int... I>
+inline void split_pairs(float* block, Lanes<I...>) {
+  const vfloat first = load(block), second = load(block + kLanes);
+  store(block, (vfloat)__builtin_shufflevector(first, second, (2 * I)...));
+  store(block + kLanes, (vfloat)__builtin_shufflevector(first, second, (2 * I + 1)...));
+}
 
 // What a pair of pixels adds to which sums, and which most values it raises; `mean` of x and r where kCentred.
 template <class T>
@@ -154,52 +171,89 @@ template <class T, class Terms>
 struct PatchColumns {
   using Sum = patch_sum_t<T>;
   using V = typename Terms::V;
-  static constexpr bool kIntegers = sizeof(Sum) > sizeof(V{}[0]);
+  static constexpr bool kIntegers = sizeof(Sum) > sizeof(V{}[0]), kPairs = std::is_same_v<T, bf16>;
   static constexpr int kAll = Terms::kSums + Terms::kMost;
   static constexpr int kLane = sizeof(V) / sizeof(V{}[0]), kBlock = 2 * kLane;
-  Sum sums[kAll][kPatchTile + kBlock];
+  // Pixels of two bytes are bound by arithmetic: their sums are taken every other row and lie on cache lines. Both slow
+  // the larger ones down, which are bound by memory.
+  static constexpr int kRows = sizeof(T) == 2 ? 2 : 1;
+  alignas(sizeof(T) == 2 ? 64 : sizeof(Sum)) Sum sums[kAll][kPatchTile + kBlock];
   Sum mean[2][Terms::kCentred ? kPatchTile + kBlock : 1];  // of x and of r
 
-  // `width` columns from column `from` of the strip on. Floats go row by row, in the order of the memory.
+  // `width` columns from column `from` of the strip on. Floats go along the rows, in the order of the memory.
   inline void add(const PatchPair<T>& pair, int64_t from, int64_t width) {
     if constexpr (kIntegers) {
       for (int64_t slot = 0; slot < width; slot += kBlock) add_block(pair, from + slot, slot);
     } else {
+      if constexpr (kPairs && Terms::kCentred) each_block(mean, width, [](Sum* at) { split_pairs(at, kAllLanes); });
       add_along(pair, from, width);
+      if constexpr (kPairs) each_block(sums, width, [](Sum* at) { join_pairs(at, kAllLanes); });
     }
   }
 
  private:
   inline void add_along(const PatchPair<T>& pair, int64_t from, int64_t width) {
     const PatchVideo& video = pair.video;
-    V lanes[2][kAll], mean[2][2] = {};
-    start(lanes);
-    for (int64_t slot = 0; slot < width; slot += kBlock) keep(lanes, slot);
-    const int64_t frames = compared_frames(video), left = pair.strip.columns - from;
+    const int64_t frames = compared_frames(video), rows = pair.strip.rows, left = pair.strip.columns - from;
+    int64_t whole = 0;  // columns of the blocks that the image's edge does not cut
+    while (whole < width && whole + kBlock <= left) whole += kBlock;
+    fill(width);
     for (int64_t channel = 0; channel < video.C; ++channel)
       for (int64_t frame = 0; frame < frames; ++frame) {
         const T* x = pair.x.at + channel * pair.x.channel + frame * pair.x.frame + from;
         const T* r = pair.r.at + channel * pair.r.channel + frame * pair.r.frame + from;
-        for (int64_t y = 0; y < video.ph; ++y, x += pair.x.row, r += pair.r.row)
-          for (int64_t slot = 0; slot < width; slot += kBlock) {
-            take(lanes, mean, slot);
-            if (y < pair.strip.rows) add_rows(pair, x + slot, r + slot, 1, left - slot, lanes, mean);
-            else add_zeros(lanes, mean);
-            keep(lanes, slot);
-          }
+        for (int64_t slot = whole; slot < width; slot += kBlock)
+          change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+            add_cut_rows(pair, x + slot, r + slot, rows, left - slot, lanes, mean);
+          });
+        int64_t y = 0;
+        for (; y + kRows <= rows; y += kRows) add_across<kRows>(pair, x + y * pair.x.row, r + y * pair.r.row, whole);
+        for (; y < rows; ++y) add_across<1>(pair, x + y * pair.x.row, r + y * pair.r.row, whole);
+        for (int64_t slot = 0; rows < video.ph && slot < width; slot += kBlock)
+          change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+            for (int64_t y = rows; y < video.ph; ++y) add_zeros(lanes, mean);
+          });
       }
   }
 
-  inline void take(V (&lanes)[2][kAll], V (&mean)[2][2], int64_t slot) const {
+  // kRows rows at once.
+  template <int kRows>
+  inline void add_across(const PatchPair<T>& pair, const T* x, const T* r, int64_t width) {
+    const int64_t x_row = pair.x.row, r_row = pair.r.row, x_ahead = pair.x_ahead, r_ahead = pair.r_ahead;
+    for (int64_t slot = 0; slot < width; slot += kBlock, x += kBlock, r += kBlock)
+      change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+#pragma GCC unroll 2
+        for (int y = 0; y < kRows; ++y) add_row(x + y * x_row, r + y * r_row, x_ahead, r_ahead, lanes, mean);
+      });
+  }
+
+  // Of each column before its first pixel.
+  inline void fill(int64_t width) {
+    V lanes[2][kAll];
+    start(lanes);
+    for (int64_t slot = 0; slot < width; slot += kBlock) keep(lanes, slot);
+  }
+
+  template <class Change>
+  inline void change(int64_t slot, const Change& apply) {
+    V lanes[2][kAll], around[2][2] = {};
     for (int v = 0; v < 2; ++v) {
       for (int s = 0; s < kAll; ++s) widen_to(sums[s] + slot + v * kLane, lanes[v][s]);
       if constexpr (Terms::kCentred)
-        for (int s = 0; s < 2; ++s) widen_to(this->mean[s] + slot + v * kLane, mean[v][s]);
+        for (int s = 0; s < 2; ++s) widen_to(mean[s] + slot + v * kLane, around[v][s]);
     }
+    apply(lanes, around);
+    keep(lanes, slot);
   }
   inline void keep(const V (&lanes)[2][kAll], int64_t slot) {
     for (int v = 0; v < 2; ++v)
       for (int s = 0; s < kAll; ++s) *reinterpret_cast<V*>(sums[s] + slot + v * kLane) = lanes[v][s];
+  }
+
+  template <int kCount, int kWidth, class Apply>
+  static inline void each_block(Sum (&rows)[kCount][kWidth], int64_t width, const Apply& apply) {
+    for (int s = 0; s < kCount; ++s)
+      for (int64_t slot = 0; slot < width; slot += kBlock) apply(rows[s] + slot);
   }
 
   inline void add_block(const PatchPair<T>& pair, int64_t column, int64_t slot) {
@@ -230,13 +284,9 @@ struct PatchColumns {
 
   static inline void add_rows(const PatchPair<T>& pair, const T* x, const T* r, int64_t rows, int64_t left,
                               V (&lanes)[2][kAll], const V (&mean)[2][2]) {
-    if (left < kBlock) return add_cut_rows(pair, x, r, rows, left < 0 ? 0 : left, lanes, mean);
+    if (left < kBlock) return add_cut_rows(pair, x, r, rows, left, lanes, mean);
     for (int64_t y = 0; y < rows; ++y, x += pair.x.row, r += pair.r.row) {
-      for (int64_t i = 0; i < kBlock; i += 64 / sizeof(T)) {
-        __builtin_prefetch(x + pair.x_ahead + i, 0, 2);
-        if (pair.r_ahead) __builtin_prefetch(r + pair.r_ahead + i, 0, 2);
-      }
-      add_row(x, r, lanes, mean);
+      add_row(x, r, pair.x_ahead, pair.r_ahead, lanes, mean);
     }
   }
 
@@ -244,19 +294,25 @@ struct PatchColumns {
   static inline void add_cut_rows(const PatchPair<T>& pair, const T* x, const T* r, int64_t rows, int64_t left,
                                   V (&lanes)[2][kAll], const V (&mean)[2][2]) {
     T whole_x[kBlock] = {}, whole_r[kBlock] = {};
+    left = left < 0 ? 0 : left;
     for (int64_t y = 0; y < rows; ++y, x += pair.x.row, r += pair.r.row) {
       __builtin_memcpy(whole_x, x, left * sizeof(T));
       __builtin_memcpy(whole_r, r, left * sizeof(T));
-      add_row(whole_x, whole_r, lanes, mean);
+      add_row(whole_x, whole_r, 0, 0, lanes, mean);
     }
   }
 
-  static inline void add_row(const T* x, const T* r, V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+  static inline void add_row(const T* x, const T* r, int64_t x_ahead, int64_t r_ahead, V (&lanes)[2][kAll],
+                             const V (&mean)[2][2]) {
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
+      if (v * kLane * sizeof(T) % 64 == 0) {
+        __builtin_prefetch(x + x_ahead + v * kLane, 0, 2);
+        if (r_ahead) __builtin_prefetch(r + r_ahead + v * kLane, 0, 2);
+      }
       V a, b;
-      widen_to(x + v * kLane, a);
-      widen_to(r + v * kLane, b);
+      widen_half(x, v, a);
+      widen_half(r, v, b);
       Terms::add(lanes[v], a, b, mean[v]);
     }
   }
