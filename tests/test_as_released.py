@@ -7,12 +7,13 @@ from fractions import Fraction
 import pytest
 import torch
 from test_linked_tokens import joined, scissor_parts, scissor_rule
-from test_token_methods import clip as plain_clip
-from test_token_methods import cosine, one_graph, videos
 from test_window_methods import GRIDS, check, clip
 
 import vtok
 from vtok import Layout, Packed, Stream, compress
+
+from plain import clip as plain_clip
+from plain import cosine, one_graph, videos
 
 
 def dense(x, count, neighbours=4):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies
-from test_token_methods import one_graph
 from test_window_methods import GRIDS, check, clip, expected_values
 
 import vtok
 from vtok import Compressor, Layout, Stream, compress
 from vtok.methods.flashvid import spread
+
+from plain import one_graph
 
 GOLDEN = Path(__file__).with_name("golden")
 CASES = json.loads((GOLDEN / "tokens" / "flashvid.json").read_text())["cases"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_token_methods import clip, cosine, first_k, videos
 
 import vtok
 from vtok import Layout, compress
 from vtok.methods import scissor, sttm
 
 from clips import moving_square, save, vtok_run
+from plain import clip, cosine, first_k, videos
 
 GOLDEN = Path(__file__).with_name("golden") / "tokens"
 CASES = {

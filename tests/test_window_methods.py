@@ -8,12 +8,13 @@ from fractions import Fraction
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies
-from test_token_methods import one_graph
 
 import vtok
 from vtok import Compressor, Layout, Packed, Stream, compress, ops
 from vtok.centres import nearest
 from vtok.units import at, part_of, pulled, slots
+
+from plain import one_graph
 
 METHODS = ["fastvid", "holitom", "prunevid"]
 GRIDS = [(7, 2, 3), (0, 2, 2), (1, 3, 2), (6, 1, 5), (3, 0, 2), (4, 4, 4), (2, 1, 1)]
