@@ -60,14 +60,14 @@ struct PatchColumns {
         const T* x = pair.x.at + channel * pair.x.channel + frame * pair.x.frame + from;
         const T* r = pair.r.at + channel * pair.r.channel + frame * pair.r.frame + from;
         for (int64_t slot = whole; slot < width; slot += kBlock)
-          change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+          change(slot, [&](V(&lanes)[2][kAll], const V(&mean)[2][2]) {
             add_cut_rows(pair, x + slot, r + slot, rows, left - slot, lanes, mean);
           });
         int64_t y = 0;
         for (; y + kRows <= rows; y += kRows) add_across<kRows>(pair, x + y * pair.x.row, r + y * pair.r.row, whole);
         for (; y < rows; ++y) add_across<1>(pair, x + y * pair.x.row, r + y * pair.r.row, whole);
         for (int64_t slot = 0; rows < video.ph && slot < width; slot += kBlock)
-          change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+          change(slot, [&](V(&lanes)[2][kAll], const V(&mean)[2][2]) {
             for (int64_t y = rows; y < video.ph; ++y) add_zeros(lanes, mean);
           });
       }
@@ -78,7 +78,7 @@ struct PatchColumns {
   inline void add_across(const PatchPair<T>& pair, const T* x, const T* r, int64_t width) {
     const int64_t x_row = pair.x.row, r_row = pair.r.row, x_ahead = pair.x_ahead, r_ahead = pair.r_ahead;
     for (int64_t slot = 0; slot < width; slot += kBlock, x += kBlock, r += kBlock)
-      change(slot, [&](V (&lanes)[2][kAll], const V (&mean)[2][2]) {
+      change(slot, [&](V(&lanes)[2][kAll], const V(&mean)[2][2]) {
 #pragma GCC unroll 2
         for (int y = 0; y < kRows; ++y) add_row(x + y * x_row, r + y * r_row, x_ahead, r_ahead, lanes, mean);
       });

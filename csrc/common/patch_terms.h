@@ -1,5 +1,5 @@
-// Pixels in native vectors, two of which are a block of neighbouring columns, and what a pair of pixels adds to the sums
-// of its column.
+// Pixels in native vectors, two of which are a block of neighbouring columns, and what a pair of pixels adds to the
+// sums of its column.
 #pragma once
 
 #include "common/isa.h"
