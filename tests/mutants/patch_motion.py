@@ -10,6 +10,18 @@ MUTANTS = [
         "constexpr int64_t kPatchRows = 128;", "constexpr int64_t kPatchRows = 1 << 20;",
     ),
     Mutant(
+        "pairs of columns stay apart", "csrc/common/patch_terms.h",
+        "(I / 2 + I % 2 * kLanes)...", "I...",
+    ),
+    Mutant(
+        "the means of pairs stay together", "csrc/common/patch_terms.h",
+        "(2 * I)...", "I...",
+    ),
+    Mutant(
+        "the second row meets the first of the reference", "csrc/common/patch_cpu.h",
+        "add_row(x + y * x_row, r + y * r_row,", "add_row(x + y * x_row, r + 0 * r_row,",
+    ),
+    Mutant(
         "one buffer serves for two", "csrc/common/patch.cuh", "    buffer ^= 1;\n", "",
     ),
     Mutant(
