@@ -91,6 +91,7 @@ struct PatchColumns {
     for (int64_t slot = 0; slot < width; slot += kBlock) keep(lanes, slot);
   }
 
+  // Takes the sums of a block, with the means of its columns, and keeps what becomes of them.
   template <class Change>
   inline void change(int64_t slot, const Change& apply) {
     V lanes[2][kAll], around[2][2] = {};

@@ -35,15 +35,15 @@ inline void widen_to(const T* p, V& x) {
 }
 #endif
 
-// One of the two vectors of a block: its first or its second half; of bf16 the even or the odd columns, as pairs of
-// those are words that a shift or a mask widens.
+// One of the two vectors of a block: its first or its second half; of bf16 the even or the odd columns (load_pairs).
 template <class T, class V>
 inline void widen_half(const T* p, int half, V& x) {
   widen_to(p + half * static_cast<int>(sizeof(V) / sizeof(x[0])), x);
 }
 inline void widen_half(const bf16* p, int half, vfloat& x) {
-  const vword pairs = *reinterpret_cast<const vword*>(p);
-  x = (vfloat)(half ? pairs & 0xffff0000u : pairs << 16);
+  vfloat even, odd;
+  load_pairs(p, even, odd);
+  x = half ? odd : even;
 }
 
 inline vfloat magnitude(vfloat x) { return (vfloat)((vint)x & 0x7fffffff); }
