@@ -13,7 +13,7 @@ from PIL import Image
 
 import vtok
 from vtok import trial, video
-from vtok.draw import DIM, Grid, draw, preview, residuals, spread
+from vtok.draw import DIM, HEADER, PAPER, Grid, draw, preview, residuals, sheet, spread
 
 from clips import PATCH, moving_square, read, save, vtok_run
 
@@ -50,6 +50,16 @@ def panels(picture):
     """Stretches of bright columns, the paper between them dark."""
     bright = picture[30:].max(2).max(0) > 35
     return int(np.count_nonzero(np.diff(bright.astype(int)) == 1))
+
+
+def test_a_narrow_sheet_is_as_wide_as_its_lines():
+    title, facts = "a clip of one frame", "the share of each method  ·  " * 4
+
+    def written(cells):
+        page = sheet(torch.zeros(cells, 48, 64, 3, dtype=torch.uint8), [("", "")] * cells, title, facts)
+        return Image.fromarray((np.asarray(page)[:HEADER] != PAPER).any(2)).getbbox()
+
+    assert written(1) == written(24)
 
 
 def test_sheet_dims_what_was_dropped_and_nothing_else(tmp_path, capfd, clip):

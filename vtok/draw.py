@@ -114,7 +114,9 @@ def sheet(pictures: Tensor, labels: list[tuple[str, str]], title: str, facts: st
     from PIL import Image, ImageDraw
 
     grid = Grid.of(*pictures.shape[:3])
-    page = Image.new("RGB", grid.size, PAPER)
+    width, height = grid.size
+    written = max(_font(24).getlength(title), _font(17).getlength(facts))
+    page = Image.new("RGB", (max(width, 2 * MARGIN + math.ceil(written)), height), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, 10), title, INK, _font(24))
     pen.text((MARGIN, 44), facts, ACCENT, _font(17))
